@@ -1,0 +1,309 @@
+"""Every error of Soloist, and error codes <-> exceptions.
+
+Owns the hierarchy below the one root :class:`SoloistError` and the conversion to and from
+:class:`ErrorInfo`, the form in which an error crosses a process boundary. Exceptions cross as
+data, never as pickles: an exception of a user's own class arrives as :class:`ClientError` with
+the class's name, its message and its traceback as text.
+
+Invariants: each leaf has a unique ``code``; ``from_info(to_info(error))`` gives an error of the
+same class with the same message, ``retryable``, ``started`` and details.
+"""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any, ClassVar, NamedTuple
+
+MAX_TEXT_CHARS = 16_384
+"""Longest message or traceback that crosses a process boundary; the middle is cut out."""
+
+_CODES: dict[str, type[SoloistError]] = {}
+
+
+class SoloistError(Exception):
+    """The root of every error that Soloist raises.
+
+    Attributes:
+        code: the error's name on the wire.
+        retryable: whether sending the same prompt again may well succeed.
+        started: ``False`` if the prompt certainly never ran, so that sending it again cannot run
+            it twice; ``None`` if it may have run. The one source of truth on this question.
+        completed: answers that a ``map`` had already received when it failed, in input order.
+    """
+
+    code: ClassVar[str] = "error"
+    retryable: bool = False
+    started: bool | None = None
+    completed: list[Any]
+    _details: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, message: str = "", *, started: bool | None = None) -> None:
+        super().__init__(message)
+        self.started = started
+        self.completed = []
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "code" in cls.__dict__:
+            _CODES[cls.code] = cls
+
+    def details(self) -> dict[str, Any]:
+        """The fields beyond the message that cross the wire, by name; plain msgpack values."""
+        return {name: getattr(self, name) for name in self._details}
+
+
+class ClientNotFound(SoloistError):
+    """The client, or the program that it needs (an agent's CLI), is not installed."""
+
+    code = "client_not_found"
+
+
+class ClientConnectError(SoloistError, ConnectionError):
+    """The client could not start its conversation."""
+
+    code = "client_connect_error"
+    retryable = True
+
+
+class ClientNotSerializable(SoloistError, TypeError):
+    """The user's client cannot travel to a worker; the message names the culprit."""
+
+    code = "client_not_serializable"
+
+
+class InvalidOptions(SoloistError, ValueError):
+    """An option is unknown or has a value that cannot be used. Nothing was spawned."""
+
+    code = "invalid_options"
+
+
+class InvalidPrompt(SoloistError, TypeError):
+    """A prompt is neither a ``str`` nor a list of content blocks, or cannot be encoded."""
+
+    code = "invalid_prompt"
+
+    def __init__(self, message: str = "", *, started: bool | None = False) -> None:
+        super().__init__(message, started=started)
+
+
+class ClientError(SoloistError):
+    """The agent, or the user's own callable, answered with an error.
+
+    Attributes:
+        type_name: class of the original exception, ``""`` if the agent reported the error itself.
+        traceback_text: the original traceback as text, ``""`` if there is none.
+        api_status: HTTP status of the failed call if the client reported one.
+    """
+
+    code = "client_error"
+    _details = ("type_name", "traceback_text", "api_status")
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        type_name: str = "",
+        traceback_text: str = "",
+        api_status: int | None = None,
+        started: bool | None = None,
+    ) -> None:
+        super().__init__(message, started=started)
+        self.type_name = type_name
+        self.traceback_text = traceback_text
+        self.api_status = api_status
+
+
+class ResultNotSerializable(ClientError):
+    """The callable or client returned what cannot be sent back; return a ``str``."""
+
+    code = "result_not_serializable"
+
+
+class RateLimited(ClientError):
+    """The agent's service refused the request because of its rate limit.
+
+    Attributes:
+        retry_after_s: seconds to wait before the next request, ``None`` if not reported.
+    """
+
+    code = "rate_limited"
+    retryable = True
+    _details = ("type_name", "traceback_text", "api_status", "retry_after_s")
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        retry_after_s: float | None = None,
+        type_name: str = "",
+        traceback_text: str = "",
+        api_status: int | None = None,
+        started: bool | None = None,
+    ) -> None:
+        super().__init__(
+            message,
+            type_name=type_name,
+            traceback_text=traceback_text,
+            api_status=api_status,
+            started=started,
+        )
+        self.retry_after_s = retry_after_s
+
+
+class RequestTimeout(SoloistError, TimeoutError):
+    """The request's deadline passed; ``started`` says whether it may have run."""
+
+    code = "request_timeout"
+    retryable = True
+
+
+class RequestCancelled(SoloistError):
+    """The request was cancelled by its caller, or by a ``map`` that failed elsewhere."""
+
+    code = "request_cancelled"
+
+
+class WorkerLost(SoloistError):
+    """The worker died while it held the request.
+
+    Attributes:
+        exitcode: exit code of the process, negative for a signal, ``None`` if unknown.
+    """
+
+    code = "worker_lost"
+    retryable = True
+    _details = ("exitcode",)
+
+    def __init__(
+        self, message: str = "", *, exitcode: int | None = None, started: bool | None = None
+    ) -> None:
+        super().__init__(message, started=started)
+        self.exitcode = exitcode
+
+
+class RestartLimitReached(SoloistError):
+    """Workers died too often before their first answer; the pool stopped replacing them."""
+
+    code = "restart_limit_reached"
+
+    def __init__(self, message: str = "", *, started: bool | None = False) -> None:
+        super().__init__(message, started=started)
+
+
+class QueueFull(SoloistError):
+    """A bound on waiting requests is reached; wait for answers, then send again."""
+
+    code = "queue_full"
+    retryable = True
+
+    def __init__(self, message: str = "", *, started: bool | None = False) -> None:
+        super().__init__(message, started=started)
+
+
+class PayloadTooLarge(SoloistError, ValueError):
+    """A prompt or a result is over the size or nesting limit."""
+
+    code = "payload_too_large"
+
+
+class SlowReader(SoloistError):
+    """The reader of a stream fell too far behind; its request was ended to bound memory."""
+
+    code = "slow_reader"
+
+
+class SupervisorClosed(SoloistError):
+    """The Supervisor is closed, or was closed before the request was answered."""
+
+    code = "supervisor_closed"
+
+
+class TooManyWorkers(SoloistError, ValueError):
+    """``size`` needs more descriptors or sockets than this machine grants."""
+
+    code = "too_many_workers"
+
+
+class ProtocolError(SoloistError):
+    """The wire protocol was broken."""
+
+    code = "protocol_error"
+
+
+class LocalProtocolError(ProtocolError):
+    """This side broke the protocol: a defect in Soloist or in its caller."""
+
+    code = "local_protocol_error"
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer broke the protocol: what arrived is not a valid message."""
+
+    code = "remote_protocol_error"
+
+
+class ErrorInfo(NamedTuple):
+    """An error as it crosses a process boundary."""
+
+    code: str
+    message: str
+    retryable: bool
+    started: bool | None
+    details: dict[str, Any]
+
+
+def shorten(text: str, limit: int = MAX_TEXT_CHARS) -> str:
+    """Cut the middle out of ``text`` so that at most about ``limit`` characters remain."""
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]}\n... {len(text) - 2 * half} characters cut ...\n{text[-half:]}"
+
+
+def to_info(error: BaseException) -> ErrorInfo:
+    """Turn any exception into data; never raises, whatever the exception's own methods do."""
+    if not isinstance(error, SoloistError):
+        error = client_error(error)
+    return ErrorInfo(
+        code=error.code,
+        message=_sendable(shorten(str(error))),
+        retryable=error.retryable,
+        started=error.started,
+        details=error.details(),
+    )
+
+
+def client_error(error: BaseException) -> ClientError:
+    """Turn an exception of the client's own into a :class:`ClientError` that describes it."""
+    name = type(error).__qualname__
+    try:
+        message = str(error)
+        trace = "".join(traceback.format_exception(error))
+    except Exception as broken:  # noqa: BLE001 - a user's __str__ may raise anything
+        message = f"(its message could not be read: {type(broken).__name__})"
+        trace = "".join(traceback.format_tb(error.__traceback__))
+    return ClientError(
+        f"{name}: {_sendable(message)}" if message else name,
+        type_name=name,
+        traceback_text=_sendable(shorten(trace)),
+    )
+
+
+def from_info(info: ErrorInfo) -> SoloistError:
+    """Turn data back into the exception of the same class.
+
+    An unknown code gives a plain :class:`SoloistError`; unknown details are ignored, so that a
+    newer peer can be understood.
+    """
+    cls = _CODES.get(info.code, SoloistError)
+    error = cls(info.message, started=info.started)
+    error.retryable = info.retryable
+    for name in cls._details:
+        if name in info.details:
+            setattr(error, name, info.details[name])
+    return error
+
+
+def _sendable(text: str) -> str:
+    """Replace what UTF-8 cannot carry (lone surrogates)."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

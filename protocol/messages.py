@@ -1,0 +1,102 @@
+"""One frozen type per message between a supervisor and its own workers.
+
+This is the internal contract; it may change with every release. A *lease* is the number under
+which one worker holds one request: it counts up from 1 in every incarnation, so that a late
+reply can never be taken for another's. Pure data; :mod:`soloist.protocol.codec` puts it on the
+wire.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeAlias
+
+from soloist.protocol.errors import ErrorInfo
+
+VERSION = 1
+"""Version of the internal contract; a worker states it in :class:`Loaded`."""
+
+
+class Lease(NamedTuple):
+    """One request in the hands of one worker.
+
+    ``prompt`` is the encoded prompt (see ``codec.encode_prompt``); ``is_streamed`` asks for every
+    message as it arrives, not for the answer alone.
+    """
+
+    number: int
+    prompt: bytes
+    is_streamed: bool
+
+
+class Run(NamedTuple):
+    """Supervisor -> worker: work through these leases in order.
+
+    A lease may run only once its number has been read from the grant pipe. ``acked`` is the
+    highest lease whose outcome the supervisor has; the ledger may forget up to there.
+    """
+
+    leases: tuple[Lease, ...]
+    acked: int
+
+
+class Interrupt(NamedTuple):
+    """Supervisor -> worker: end this lease's turn early, drain it, then answer."""
+
+    lease: int
+
+
+class Stop(NamedTuple):
+    """Supervisor -> worker: disconnect the client and exit."""
+
+
+class Loaded(NamedTuple):
+    """Worker -> supervisor: the user's code is loaded; the client connects next."""
+
+    version: int
+    pid: int
+    is_interruptible: bool
+
+
+class Ready(NamedTuple):
+    """Worker -> supervisor: the client is connected."""
+
+
+class Broken(NamedTuple):
+    """Worker -> supervisor: the client cannot be loaded or connected; the worker exits."""
+
+    error: ErrorInfo
+
+
+class Streamed(NamedTuple):
+    """Worker -> supervisor: one encoded message of a streamed lease, as it arrived."""
+
+    lease: int
+    message: bytes
+
+
+class Answer(NamedTuple):
+    """Worker -> supervisor: the lease's turn ended with a result.
+
+    ``messages`` is the encoded list of the turn's messages, empty for a bare callable.
+    ``duration_s`` is the turn's wall time in the worker.
+    """
+
+    lease: int
+    duration_s: float
+    text: str
+    num_turns: int
+    messages: bytes
+
+
+class Failure(NamedTuple):
+    """Worker -> supervisor: the lease's turn ended with an error."""
+
+    lease: int
+    duration_s: float
+    error: ErrorInfo
+
+
+ToWorker: TypeAlias = Run | Interrupt | Stop
+ToSupervisor: TypeAlias = Loaded | Ready | Broken | Streamed | Answer | Failure
+WireMessage: TypeAlias = ToWorker | ToSupervisor
+Outcome: TypeAlias = Answer | Failure

@@ -1,0 +1,88 @@
+"""The supervisor's socket towards its workers: one ROUTER on ``ipc://``.
+
+The only zmq in the supervisor's pool. Owned by the I/O thread; nothing here is thread-safe.
+
+Invariants: an identity is used by one incarnation only; sending to a peer that has gone is
+reported, never silently dropped (ROUTER_MANDATORY); flow control is by leases, never by the high
+water mark. ``fileno`` is edge-triggered: after any send or receive look at ``has_input`` before
+waiting on it.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import zmq
+
+from soloist.protocol import codec
+from soloist.protocol.errors import RemoteProtocolError
+from soloist.protocol.messages import WireMessage
+
+_IDENTITY = struct.Struct(">BII")
+_MARK = 1  # ZeroMQ reserves identities that begin with a zero byte
+
+
+def identity(number: int, incarnation: int) -> bytes:
+    """The routing id of one incarnation of one worker."""
+    return _IDENTITY.pack(_MARK, number, incarnation)
+
+
+class Channel:
+    """Sends to and receives from all workers.
+
+    Args:
+        endpoint: ``ipc://`` address to bind, in a folder of mode 0700.
+        max_bytes: largest message that a worker may send.
+    """
+
+    def __init__(self, endpoint: str, *, max_bytes: int) -> None:
+        self._context = zmq.Context()
+        self._context.setsockopt(zmq.MAX_SOCKETS, 64)
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
+        self._socket.setsockopt(zmq.BACKLOG, 1024)
+        self._socket.bind(endpoint)
+
+    def fileno(self) -> int:
+        """Descriptor that becomes readable, edge-triggered, when ``has_input`` may have changed."""
+        return int(self._socket.getsockopt(zmq.FD))
+
+    def has_input(self) -> bool:
+        """Whether ``receive`` would give something."""
+        return bool(self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN)
+
+    def receive(self) -> tuple[int, int, WireMessage | RemoteProtocolError] | None:
+        """Take one message without waiting: ``(number, incarnation, message)``.
+
+        What is not a message comes back as the error that says so; ``None`` if nothing is there.
+        """
+        try:
+            sender, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+        _, number, incarnation = (
+            _IDENTITY.unpack(sender) if len(sender) == _IDENTITY.size else (0, -1, -1)
+        )
+        try:
+            if len(frames) != 1:
+                raise RemoteProtocolError(f"a message is one frame, not {len(frames)}")
+            return number, incarnation, codec.decode(frames[0])
+        except RemoteProtocolError as error:
+            return number, incarnation, error
+
+    def send(self, number: int, incarnation: int, message: WireMessage) -> bool:
+        """Queue a message for a worker; ``False`` if that worker is gone or takes nothing."""
+        try:
+            self._socket.send_multipart(
+                (identity(number, incarnation), codec.encode(message)), zmq.NOBLOCK
+            )
+        except (zmq.Again, zmq.ZMQError):
+            return False
+        return True
+
+    def close(self) -> None:
+        """Close the socket and its context; unsent messages are dropped."""
+        self._socket.close(0)
+        self._context.term()

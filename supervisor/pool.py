@@ -1,0 +1,560 @@
+"""Which worker gets which request: the pool's decisions, without any I/O.
+
+Owns the queue and the pool's view of each worker. Events change these two collections and
+*return* what is to be done; the reactor does it. The clock comes in with every call.
+
+Invariants: a worker holds at most one claimed lease; a request stands in the queue or in exactly
+one worker's leases until it is settled, once; a lease number is never used twice in one
+incarnation; ``len(workers) <= size``.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Iterable
+from typing import NamedTuple, TypeAlias
+
+from soloist.protocol.errors import (
+    RequestCancelled,
+    RequestTimeout,
+    RestartLimitReached,
+    SoloistError,
+    SupervisorClosed,
+    WorkerLost,
+    from_info,
+)
+from soloist.protocol.messages import Answer, Failure, Lease, Run
+from soloist.protocol.transitions import (
+    WORKER,
+    RequestEvent,
+    RequestState,
+    WorkerEvent,
+    WorkerState,
+    advance,
+)
+from soloist.supervisor.request import Outcome, Request
+from soloist.supervisor.restart import RestartPolicy
+
+PREFETCH = 1
+"""Requests that wait at a busy worker, so that it need not wait for the next; all revocable."""
+STEAL_AFTER_S = 0.002
+"""How long a worker's running request may take before an idle worker gets what waits behind."""
+
+
+class Spawn(NamedTuple):
+    """Start a worker process."""
+
+    number: int
+    incarnation: int
+
+
+class Dispatch(NamedTuple):
+    """Grant these leases, then send them."""
+
+    number: int
+    run: Run
+
+
+class Interrupt(NamedTuple):
+    """Ask the worker to end this lease's turn early."""
+
+    number: int
+    lease: int
+
+
+class Revoke(NamedTuple):
+    """Take back every lease that the worker has not claimed; report with ``Pool.revoked``."""
+
+    number: int
+
+
+class Stop(NamedTuple):
+    """Ask the worker to disconnect its client and exit."""
+
+    number: int
+
+
+class Kill(NamedTuple):
+    """End the worker's process at once."""
+
+    number: int
+
+
+class Settle(NamedTuple):
+    """Hand the request its outcome."""
+
+    request: Request
+    outcome: Outcome
+
+
+Action: TypeAlias = Spawn | Dispatch | Interrupt | Revoke | Stop | Kill | Settle
+
+
+class Worker:
+    """The pool's view of one incarnation of one worker."""
+
+    __slots__ = (
+        "acked",
+        "answered",
+        "broken",
+        "claimed",
+        "head_since",
+        "incarnation",
+        "interrupt_by",
+        "is_interruptible",
+        "leases",
+        "next_lease",
+        "number",
+        "pid",
+        "state",
+    )
+
+    def __init__(self, number: int, incarnation: int) -> None:
+        self.number = number
+        self.incarnation = incarnation
+        self.state = WorkerState.STARTING
+        self.leases: deque[Request] = deque()
+        self.next_lease = 1
+        self.claimed = 0  # highest lease known to be claimed
+        self.acked = 0  # highest lease whose outcome arrived
+        self.answered = 0
+        self.head_since = 0.0
+        self.interrupt_by: float | None = None
+        self.is_interruptible = True
+        self.pid = 0
+        self.broken: SoloistError | None = None
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.number}.{self.incarnation} {self.state.value} {len(self.leases)}>"
+
+    def advance(self, event: WorkerEvent) -> None:
+        """Change state by the table; an impossible event is a defect and raises."""
+        self.state = advance(WORKER, self.state, event)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it may be given one more request now."""
+        return (
+            self.state is WorkerState.READY
+            and self.interrupt_by is None
+            and len(self.leases) <= PREFETCH
+        )
+
+
+class Pool:
+    """The queue and the workers of one Supervisor.
+
+    Args:
+        size: most workers at a time; they are started on demand.
+        restart: decides when a worker that failed may be replaced.
+        interrupt_grace_s: time for an interrupted turn to end before its worker is killed.
+    """
+
+    def __init__(self, *, size: int, restart: RestartPolicy, interrupt_grace_s: float) -> None:
+        self.size = size
+        self.workers: dict[int, Worker] = {}
+        self.outstanding = 0
+        self.restarts = 0
+        self._restart = restart
+        self._interrupt_grace_s = interrupt_grace_s
+        self._queue: deque[Request] = deque()
+        self._queued = 0  # entries of _queue that are not settled yet
+        self._idle: dict[int, Worker] = {}
+        self._roomy: dict[int, Worker] = {}  # busy, with room to prefetch
+        self._tailed: dict[int, Worker] = {}  # more than one lease
+        self._interrupting: dict[int, Worker] = {}
+        self._deadlines: list[tuple[float, int, Request]] = []
+        self._order = itertools.count()
+        self._incarnations: dict[int, int] = {}
+        self._last_failure: SoloistError | None = None
+        self._closed: str | None = None
+
+    def __repr__(self) -> str:
+        return f"<Pool {self._queued} queued, {list(self.workers.values())}>"
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait for a worker."""
+        return self._queued
+
+    @property
+    def running(self) -> int:
+        """Requests that a worker holds, those prefetched included."""
+        return self.outstanding - self._queued
+
+    # -- events from callers ---------------------------------------------------------------
+
+    def submit(self, request: Request) -> list[Action]:
+        """Take a request in; ``assign`` decides where it goes."""
+        self.outstanding += 1
+        self._queued += 1
+        if self._closed is not None:
+            return [self._settle(request, SupervisorClosed(self._closed, started=False))]
+        if request.deadline is not None:
+            heapq.heappush(self._deadlines, (request.deadline, next(self._order), request))
+        self._queue.append(request)
+        self._sweep()
+        return []
+
+    def cancel(self, request: Request, now: float, error: SoloistError | None = None) -> list[Action]:
+        """End a request early: queued ones at once, running ones by an interrupt.
+
+        The caller of a running request learns of the end when its turn has been drained. A
+        request that waits at a worker is revoked first; call again after ``revoked``.
+        """
+        if request.state is RequestState.QUEUED:
+            return [self._settle(request, error or RequestCancelled(_CANCELLED, started=False))]
+        if request.state is not RequestState.LEASED:
+            return []
+        worker = self.workers[request.worker]
+        if request.lease > worker.claimed:
+            return [Revoke(worker.number)]
+        request.advance(RequestEvent.INTERRUPT)
+        return self._interrupt(worker, request, now)
+
+    def revoke_all(self) -> list[Action]:
+        """Take back whatever waits at a worker; then the queue holds all that has not started."""
+        return [Revoke(worker.number) for worker in self.workers.values() if worker.leases]
+
+    def cancel_pending(self) -> list[Action]:
+        """End every request in the queue; ``revoke_all`` comes first."""
+        return self._fail_queue(RequestCancelled, _CANCELLED)
+
+    # -- events from workers ---------------------------------------------------------------
+
+    def loaded(self, number: int, pid: int, *, is_interruptible: bool) -> None:
+        """The worker has loaded the user's code and connects its client."""
+        worker = self.workers[number]
+        worker.advance(WorkerEvent.LOADED)
+        worker.pid = pid
+        worker.is_interruptible = is_interruptible
+
+    def ready(self, number: int) -> None:
+        """The worker's client is connected."""
+        worker = self.workers[number]
+        worker.advance(WorkerEvent.READY)
+        self._file(worker)
+
+    def broken(self, number: int, error: SoloistError) -> list[Action]:
+        """The worker's client cannot start; the worker exits by itself.
+
+        If no worker has a client that works, everybody who waits is told at once.
+        """
+        worker = self.workers[number]
+        worker.advance(WorkerEvent.BROKEN)
+        worker.broken = error
+        self._file(worker)
+        self._last_failure = error
+        if worker.answered or any(w.state is WorkerState.READY for w in self.workers.values()):
+            return []
+        return self._fail_queue(type(error), str(error), error)
+
+    def answered(
+        self, number: int, lease: int, outcome: Answer | Failure, now: float
+    ) -> list[Action]:
+        """A worker's reply; one that is late or belongs to no running request is dropped."""
+        worker = self.workers[number]
+        if not worker.leases or worker.leases[0].lease != lease:
+            return []
+        request = worker.leases.popleft()
+        worker.acked = worker.claimed = lease
+        worker.head_since = now
+        if worker.answered == 0:
+            self._restart.succeeded()
+        worker.answered += 1
+        if worker.interrupt_by is not None:
+            worker.interrupt_by = None
+            del self._interrupting[number]
+        self._file(worker)
+        if request.state is RequestState.SETTLED:  # timed out meanwhile
+            return []
+        if request.state is RequestState.DRAINING:
+            return [self._settle(request, RequestCancelled(_CANCELLED))]
+        return [self._settle(request, _outcome(outcome))]
+
+    def revoked(self, number: int, leases: Iterable[int]) -> None:
+        """These leases were taken back before the worker claimed them: they wait again."""
+        worker = self.workers[number]
+        taken = set(leases)
+        worker.claimed = max(
+            (request.lease for request in worker.leases if request.lease not in taken),
+            default=worker.claimed,
+        )
+        for request in reversed([r for r in worker.leases if r.lease in taken]):
+            worker.leases.remove(request)
+            self._requeue(request)
+        self._file(worker)
+
+    def exited(
+        self, number: int, exitcode: int | None, unclaimed: Iterable[int], now: float
+    ) -> list[Action]:
+        """The worker's process has ended and everything it said has been read.
+
+        What it had not claimed waits again, at most one request is lost, and the worker is
+        replaced as far as the restart policy allows.
+        """
+        worker = self.workers[number]
+        if worker.leases:
+            self.revoked(number, unclaimed)
+        is_ours = worker.state is WorkerState.STOPPING and worker.broken is None
+        worker.advance(WorkerEvent.EXITED)
+        lost = list(worker.leases)
+        worker.leases.clear()
+        self._forget(worker)
+        actions: list[Action] = [
+            self._settle(request, _lost(worker, request, exitcode))
+            for request in lost
+            if request.state is not RequestState.SETTLED
+        ]
+        if worker.answered == 0 and not is_ours:
+            self._restart.failed(now)
+            self._last_failure = worker.broken or WorkerLost(
+                f"worker {number} {_exit_text(exitcode)} before its first answer",
+                exitcode=exitcode,
+            )
+        elif self._closed is None:
+            actions.append(self.start_worker())
+        return actions
+
+    # -- decisions ---------------------------------------------------------------------------
+
+    def assign(self, now: float) -> list[Action]:
+        """Decide what every waiting request gets.
+
+        1. An idle worker: it runs there.
+        2. No idle worker and fewer than ``size``: another worker is started.
+        3. A busy worker with room: it waits there, revocable.
+        4. Nothing waits, a worker is idle and another is slow: what waits behind is taken back.
+        5. No worker is left and none may be started: everybody who waits is told.
+        """
+        if not self._queued:
+            return self._steal(now)
+        runs: dict[int, list[Lease]] = {}
+        while self._queued and self._idle:  # 1
+            _, worker = self._idle.popitem()
+            self._lease(worker, runs, now)
+        actions: list[Action] = []
+        if self._queued:  # 2
+            actions += self._spawn(now)
+        while self._queued and self._roomy:  # 3
+            _, worker = self._roomy.popitem()
+            self._lease(worker, runs, now)
+        actions += [
+            Dispatch(number, Run(tuple(leases), self.workers[number].acked))
+            for number, leases in runs.items()
+        ]
+        if self._queued and not self.workers and self._restart.is_exhausted(now):  # 5
+            reason = f"{self._restart.describe()}; the last: {self._last_failure}"
+            actions += self._fail_queue(RestartLimitReached, reason, self._last_failure)
+        return actions
+
+    def expire(self, now: float) -> list[Action]:
+        """End what has outlived its deadline: requests, and turns that were interrupted."""
+        actions: list[Action] = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            request = self._deadlines[0][2]
+            if request.state is RequestState.LEASED:
+                worker = self.workers[request.worker]
+                if request.lease > worker.claimed:
+                    return [*actions, Revoke(worker.number)]  # then this is called again
+                actions.append(self._settle(request, RequestTimeout(_TIMED_OUT)))
+                actions += self._interrupt(worker, request, now)
+            elif request.state is RequestState.QUEUED:
+                timeout = RequestTimeout("the deadline passed in the queue", started=False)
+                actions.append(self._settle(request, timeout))
+            heapq.heappop(self._deadlines)
+        for worker in list(self._interrupting.values()):
+            if worker.interrupt_by is not None and worker.interrupt_by <= now:
+                actions.append(self._kill(worker))
+        return actions
+
+    def next_deadline(self) -> float | None:
+        """When ``assign`` and ``expire`` want to be called even if nothing happens."""
+        times: list[float] = [
+            worker.interrupt_by
+            for worker in self._interrupting.values()
+            if worker.interrupt_by is not None
+        ]
+        if self._deadlines:
+            times.append(self._deadlines[0][0])
+        if self._queued and len(self.workers) < self.size:
+            times.append(self._restart.not_before())
+        if self._idle and not self._queued:
+            times += [w.head_since + STEAL_AFTER_S for w in self._tailed.values()]
+        return min(times, default=None)
+
+    # -- closing -----------------------------------------------------------------------------
+
+    def close_intake(self, reason: str) -> None:
+        """From now on every new request fails with ``SupervisorClosed``."""
+        self._closed = reason
+
+    def abort(self, now: float) -> list[Action]:
+        """Fail everything outstanding with ``SupervisorClosed`` and interrupt what runs.
+
+        ``revoke_all`` comes first.
+        """
+        reason = self._closed or "the Supervisor is closed"
+        actions = self._fail_queue(SupervisorClosed, reason)
+        for worker in list(self.workers.values()):
+            for request in list(worker.leases):
+                if request.state is RequestState.SETTLED:
+                    continue
+                error = SupervisorClosed(reason, started=None)
+                actions.append(self._settle(request, error))
+                actions += self._interrupt(worker, request, now)
+        return actions
+
+    def stop_workers(self) -> list[Action]:
+        """Ask every worker to exit."""
+        actions: list[Action] = []
+        for worker in self.workers.values():
+            worker.advance(WorkerEvent.STOP)
+            self._file(worker)
+            actions.append(Stop(worker.number))
+        return actions
+
+    # -- helpers -----------------------------------------------------------------------------
+
+    def _lease(self, worker: Worker, runs: dict[int, list[Lease]], now: float) -> None:
+        request = self._pop_queue()
+        request.advance(RequestEvent.LEASE)
+        request.worker = worker.number
+        request.lease = worker.next_lease
+        worker.next_lease += 1
+        if not worker.leases:
+            worker.head_since = now
+        worker.leases.append(request)
+        runs.setdefault(worker.number, []).append(
+            Lease(request.lease, request.payload, request.is_streamed)
+        )
+        self._file(worker)
+
+    def _spawn(self, now: float) -> list[Action]:
+        free = self.size - len(self.workers)
+        if not free or now < self._restart.not_before() or self._restart.is_exhausted(now):
+            return []
+        starting = sum(
+            worker.state in {WorkerState.STARTING, WorkerState.CONNECTING}
+            for worker in self.workers.values()
+        )
+        return [self.start_worker() for _ in range(min(free, self._queued - starting))]
+
+    def start_worker(self) -> Spawn:
+        """Take the lowest free number for a new worker."""
+        number = next(n for n in itertools.count() if n not in self.workers)
+        incarnation = self._incarnations.get(number, 0) + 1
+        self._incarnations[number] = incarnation
+        self.restarts += incarnation > 1
+        self.workers[number] = Worker(number, incarnation)
+        return Spawn(number, incarnation)
+
+    def _steal(self, now: float) -> list[Action]:
+        if not self._idle:
+            return []
+        return [
+            Revoke(worker.number)
+            for worker in self._tailed.values()
+            if now - worker.head_since >= STEAL_AFTER_S
+        ]
+
+    def _interrupt(self, worker: Worker, request: Request, now: float) -> list[Action]:
+        if worker.interrupt_by is not None:
+            return []
+        worker.interrupt_by = now + self._interrupt_grace_s
+        self._interrupting[worker.number] = worker
+        self._file(worker)
+        if not worker.is_interruptible:
+            return [self._kill(worker)]
+        return [Interrupt(worker.number, request.lease)]
+
+    def _kill(self, worker: Worker) -> Kill:
+        worker.interrupt_by = float("inf")
+        worker.advance(WorkerEvent.STOP)
+        self._file(worker)
+        return Kill(worker.number)
+
+    def _file(self, worker: Worker) -> None:
+        """Put the worker into the collections that its state says."""
+        number = worker.number
+        self._idle.pop(number, None)
+        self._roomy.pop(number, None)
+        self._tailed.pop(number, None)
+        if worker.has_room:
+            (self._roomy if worker.leases else self._idle)[number] = worker
+        if len(worker.leases) > 1:
+            self._tailed[number] = worker
+
+    def _forget(self, worker: Worker) -> None:
+        del self.workers[worker.number]
+        self._interrupting.pop(worker.number, None)
+        self._file(worker)
+
+    def _settle(self, request: Request, outcome: Outcome) -> Settle:
+        self.outstanding -= 1
+        self._queued -= request.state is RequestState.QUEUED
+        request.advance(RequestEvent.SETTLE)
+        return Settle(request, outcome)
+
+    def _fail_queue(
+        self, cls: type[SoloistError], message: str, cause: SoloistError | None = None
+    ) -> list[Action]:
+        """An error object of its own for everybody who waits: each caller may raise it."""
+        waiting = [r for r in self._queue if r.state is RequestState.QUEUED]
+        self._queue.clear()
+        actions: list[Action] = []
+        for request in waiting:
+            error = cls(message, started=False)
+            error.__cause__ = cause
+            actions.append(self._settle(request, error))
+        return actions
+
+    def _sweep(self) -> None:
+        """Drop settled requests from queue and deadlines before they outnumber the live ones."""
+        if len(self._queue) > 2 * self._queued + 64:
+            self._queue = deque(r for r in self._queue if r.state is RequestState.QUEUED)
+        if len(self._deadlines) > 2 * self.outstanding + 64:
+            self._deadlines = [
+                entry for entry in self._deadlines if entry[2].state is not RequestState.SETTLED
+            ]
+            heapq.heapify(self._deadlines)
+
+    def _pop_queue(self) -> Request:
+        while True:
+            request = self._queue.popleft()
+            if request.state is RequestState.QUEUED:
+                self._queued -= 1
+                return request
+
+    def _requeue(self, request: Request) -> None:
+        if request.state is not RequestState.LEASED:
+            return  # its caller has gone
+        request.advance(RequestEvent.REVOKE)
+        self._queue.appendleft(request)
+        self._queued += 1
+
+
+_CANCELLED = "the request was cancelled"
+_TIMED_OUT = "the deadline passed while the request was running"
+
+
+def _outcome(outcome: Answer | Failure) -> Outcome:
+    return outcome if type(outcome) is Answer else from_info(outcome.error)  # type: ignore[union-attr]
+
+
+def _lost(worker: Worker, request: Request, exitcode: int | None) -> SoloistError:
+    if request.state is RequestState.DRAINING:
+        return RequestCancelled(_CANCELLED)
+    return WorkerLost(
+        f"worker {worker.number} (pid {worker.pid}) {_exit_text(exitcode)} "
+        "while it ran the request; it may have run in part",
+        exitcode=exitcode,
+    )
+
+
+def _exit_text(exitcode: int | None) -> str:
+    if exitcode is None:
+        return "died"
+    return f"was killed by signal {-exitcode}" if exitcode < 0 else f"exited with code {exitcode}"

@@ -1,0 +1,90 @@
+"""A request as the supervisor's side sees it, and the slot that its outcome goes to.
+
+Pure data. A request is touched by the caller's thread until it is handed over, and by the I/O
+thread alone from then on; ``outcome`` is written once, by the I/O thread, just before the sink
+is told.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeAlias
+
+from soloist.protocol.codec import Prompt
+from soloist.protocol.errors import SoloistError
+from soloist.protocol.messages import Answer
+from soloist.protocol.transitions import REQUEST, RequestEvent, RequestState, advance
+
+Outcome: TypeAlias = Answer | SoloistError
+"""How a request ended: the worker's answer, or the error that its caller gets."""
+
+
+class Sink(Protocol):
+    """Where a request's outcome goes. Called on the I/O thread: never blocks, never raises."""
+
+    def settle(self, request: Request) -> None:
+        """Take the one terminal outcome, which stands in ``request.outcome``."""
+
+    def stream(self, request: Request, message: bytes) -> bool:
+        """Take one encoded message as it arrives; ``False`` if the reader is too slow for it."""
+
+
+class Request:
+    """One prompt, its deadline and its reply slot.
+
+    Args:
+        prompt: the prompt as the caller gave it.
+        payload: the prompt encoded.
+        sink: where the outcome goes.
+        index: position in the caller's input.
+        deadline: ``time.monotonic()`` at which it times out, ``None`` for never.
+        is_streamed: whether the caller wants every message as it arrives.
+    """
+
+    __slots__ = (
+        "attempts",
+        "deadline",
+        "index",
+        "is_streamed",
+        "lease",
+        "outcome",
+        "payload",
+        "prompt",
+        "sink",
+        "state",
+        "worker",
+    )
+
+    def __init__(
+        self,
+        prompt: Prompt,
+        payload: bytes,
+        sink: Sink | None = None,
+        *,
+        index: int = 0,
+        deadline: float | None = None,
+        is_streamed: bool = False,
+    ) -> None:
+        self.prompt = prompt
+        self.payload = payload
+        self.sink: Any = sink
+        self.index = index
+        self.deadline = deadline
+        self.is_streamed = is_streamed
+        self.state = RequestState.QUEUED
+        self.outcome: Outcome | None = None
+        self.worker = -1
+        self.lease = 0
+        self.attempts = 0
+
+    def __repr__(self) -> str:
+        where = f" worker {self.worker}" if self.state is RequestState.LEASED else ""
+        return f"<Request {self.index} {self.state.value}{where}>"
+
+    def advance(self, event: RequestEvent) -> None:
+        """Change state by the table; an impossible event is a defect and raises."""
+        self.state = advance(REQUEST, self.state, event)
+
+    def settle(self, outcome: Outcome) -> None:
+        """Record the one terminal outcome and hand it to the sink."""
+        self.outcome = outcome
+        self.sink.settle(self)

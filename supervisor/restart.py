@@ -1,0 +1,74 @@
+"""When a dead worker may be replaced: intensity limit and jittered exponential backoff.
+
+Pure: the clock comes in with every call, chance through ``jitter``. Only deaths before READY or
+before an incarnation's first outcome are reported here; a worker that has worked is replaced at
+once and never asked about.
+
+Invariant: never more than ``max_restarts`` failures within any ``period_s`` without the limit
+being reached.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+
+
+class RestartPolicy:
+    """Intensity as OTP's supervisors have it, with backoff.
+
+    Args:
+        max_restarts: failures tolerated within ``period_s``.
+        period_s: length of the sliding window in seconds.
+        first_delay_s: delay after the first failure; it doubles with each further one in a row.
+        max_delay_s: longest delay.
+        jitter: gives a factor in [0, 1]; the delay is between half and all of the computed one.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_restarts: int,
+        period_s: float,
+        first_delay_s: float = 0.05,
+        max_delay_s: float = 5.0,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._max_restarts = max_restarts
+        self._period_s = period_s
+        self._first_delay_s = first_delay_s
+        self._max_delay_s = max_delay_s
+        self._jitter = jitter
+        self._failures: deque[float] = deque(maxlen=max_restarts + 1)
+        self._in_a_row = 0
+        self._not_before = 0.0
+
+    def failed(self, now: float) -> None:
+        """A worker died before it was of any use."""
+        self._failures.append(now)
+        delay = min(self._first_delay_s * 2.0**self._in_a_row, self._max_delay_s)
+        self._in_a_row = min(self._in_a_row + 1, 32)
+        self._not_before = now + delay * (0.5 + 0.5 * self._jitter())
+
+    def succeeded(self) -> None:
+        """A worker gave its first outcome: the backoff begins anew."""
+        self._in_a_row = 0
+        self._not_before = 0.0
+
+    def not_before(self) -> float:
+        """Earliest time at which the next worker may be started."""
+        return self._not_before
+
+    def is_exhausted(self, now: float) -> bool:
+        """Whether the limit is reached; it is not any more once the window has passed."""
+        failures = self._failures
+        return (
+            len(failures) > self._max_restarts
+            and failures[-1] - failures[0] <= self._period_s
+            and now - failures[-1] <= self._period_s
+        )
+
+    def describe(self) -> str:
+        """The limit in words, for error messages."""
+        return f"more than {self._max_restarts} failed starts within {self._period_s:g} s"

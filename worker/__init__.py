@@ -1,0 +1,1 @@
+"""What runs in a worker process: exactly one client and the loop that feeds it."""
