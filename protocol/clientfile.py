@@ -43,7 +43,11 @@ def unpack(data: bytes) -> ClientFile:
         kind, reference, pickler, code = msgpack.unpackb(data, use_list=False)
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise RemoteProtocolError(f"not a client file: {error}") from error
-    if not (isinstance(kind, str) and isinstance(reference, str) and isinstance(pickler, str)
-            and isinstance(code, bytes)):
+    if not (
+        isinstance(kind, str)
+        and isinstance(reference, str)
+        and isinstance(pickler, str)
+        and isinstance(code, bytes)
+    ):
         raise RemoteProtocolError("not a client file")
     return ClientFile(kind, reference, pickler, code)

@@ -5,13 +5,18 @@ Owns every byte that crosses between a supervisor and its workers. Garbage in gi
 error. Pure, no I/O.
 
 Invariants: ``decode(encode(message)) == message`` and of the same type; every decoded field has
-its declared type; nothing nests deeper than ``MAX_DEPTH``.
+its declared type, and its numbers lie in 0 to 2**64 - 1; what a caller gives (prompts,
+messages, the details of an error) holds only text, bytes, numbers, booleans, None, lists and maps
+with text as keys, nested at most ``MAX_DEPTH`` deep. What ``encode_prompt`` and
+``encode_message`` accept, the other side decodes.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Iterable, Sequence
+from types import NoneType
 from typing import Any, TypeAlias, TypeVar
 
 import msgpack
@@ -36,31 +41,34 @@ Prompt: TypeAlias = str | list[Map]
 
 _T = TypeVar("_T")
 
+_MAX_INT = 2**64 - 1
+_MAX_ENCODED_BYTES = 2**32
+"""More than msgpack can say of anything's length."""
+_SCALARS = frozenset({str, int, bool, float, bytes, NoneType})
+_CONTAINERS = frozenset({dict, list, tuple})
+_SENDABLE = (str, int, float, bytes, bytearray)
+
 
 class _Shape:
     """The field types of one record; every way they may combine is laid out beforehand."""
 
-    __slots__ = ("combinations", "has_containers", "integers", "length")
+    __slots__ = ("combinations", "numbers")
 
     def __init__(self, *fields: tuple[type, ...]) -> None:
-        self.length = len(fields)
         self.combinations = frozenset(itertools.product(*fields))
-        self.integers = tuple(i for i, allowed in enumerate(fields) if int in allowed)
-        self.has_containers = any(kind in _CONTAINERS for allowed in fields for kind in allowed)
+        self.numbers = tuple(i for i, allowed in enumerate(fields) if int in allowed)
 
     def check(self, name: str, values: Sequence[Any]) -> None:
         kinds = tuple(map(type, values))
         if kinds not in self.combinations:
-            found = ", ".join(kind.__name__ for kind in kinds)
+            found = ", ".join(kind.__name__ for kind in kinds[:10])
             raise RemoteProtocolError(f"{name} cannot have the fields ({found})")
-        for i in self.integers:
-            if values[i] < 0:
-                raise RemoteProtocolError(f"{name} has a negative field")
-        if self.has_containers:
-            _check_depth(values)
+        for i in self.numbers:
+            # An int as the bound: infinity and not-a-number fail it, and it is fast.
+            if not 0 <= values[i] <= _MAX_INT:
+                raise RemoteProtocolError(f"{name} has a number out of range: {values[i]}")
 
 
-_CONTAINERS = (tuple, list, dict)
 _INT, _STR, _BYTES, _BOOL, _ARRAY = (int,), (str,), (bytes,), (bool,), (tuple,)
 _NUMBER = (float, int)
 
@@ -77,7 +85,7 @@ _SHAPES: tuple[tuple[type[m.WireMessage], _Shape], ...] = (
 )
 _TAGS: dict[type[m.WireMessage], int] = {cls: tag for tag, (cls, _) in enumerate(_SHAPES)}
 _LEASE = _Shape(_INT, _BYTES, _BOOL)
-_ERROR = _Shape(_STR, _STR, _BOOL, (bool, type(None)), (dict,))
+_ERROR = _Shape(_STR, _STR, _BOOL, (bool, NoneType), (dict,))
 
 
 def encode(message: m.WireMessage) -> bytes:
@@ -109,8 +117,11 @@ def decode(data: bytes) -> m.WireMessage:
     if cls is m.Run:
         fields[0] = tuple(_record(m.Lease, lease, _LEASE) for lease in fields[0])
     elif cls is m.Broken or cls is m.Failure:
-        fields[-1] = _record(ErrorInfo, fields[-1], _ERROR)
-    return cls(*fields)
+        info = _record(ErrorInfo, fields[-1], _ERROR)
+        _check_received(info.details)
+        fields[-1] = info
+    # Not cls(*fields): the shape was checked, and every answer comes through here.
+    return tuple.__new__(cls, fields)
 
 
 def encode_prompt(prompt: Prompt, max_bytes: int = MAX_PAYLOAD_BYTES) -> bytes:
@@ -124,8 +135,8 @@ def encode_prompt(prompt: Prompt, max_bytes: int = MAX_PAYLOAD_BYTES) -> bytes:
         InvalidPrompt: neither, or not encodable (lone surrogates, foreign objects); the caller's.
         PayloadTooLarge: over ``max_bytes`` or ``MAX_DEPTH``; the caller's.
     """
-    if type(prompt) is not str:
-        _check_blocks(prompt)
+    if not isinstance(prompt, str):
+        _check_blocks(prompt, max_bytes)
     elif len(prompt) > max_bytes:
         raise _too_large("prompt", len(prompt), max_bytes)
     try:
@@ -144,10 +155,11 @@ def decode_prompt(data: bytes) -> Prompt:
         RemoteProtocolError: not a prompt; the peer's fault.
     """
     prompt = _unpack(data, use_list=True)
-    if not isinstance(prompt, str | list):
-        raise RemoteProtocolError(f"a prompt is text or content blocks, not {type(prompt)}")
-    if type(prompt) is list:
-        _check_depth(prompt)
+    if isinstance(prompt, str):
+        return prompt
+    _check_received(prompt)
+    if not isinstance(prompt, list) or not all(map(_is_block, prompt)):
+        raise RemoteProtocolError("a prompt is text or content blocks")
     return prompt
 
 
@@ -155,9 +167,12 @@ def encode_message(message: object) -> bytes:
     """Give the bytes of one message of a conversation (see ``content.to_map``).
 
     Raises:
-        TypeError, ValueError, OverflowError: it holds what msgpack cannot carry; the client's.
+        TypeError, ValueError, OverflowError: it holds what msgpack cannot carry, or nests deeper
+            than ``MAX_DEPTH``; the client's.
     """
-    data: bytes = msgpack.packb(to_map(message), use_bin_type=True)
+    value = to_map(message)
+    _check_sent(value, _MAX_ENCODED_BYTES)
+    data: bytes = msgpack.packb(value, use_bin_type=True)
     return data
 
 
@@ -168,8 +183,7 @@ def decode_message(data: bytes) -> Message:
         RemoteProtocolError: not such a message; the peer's fault.
     """
     value = _unpack(data, use_list=True)
-    if type(value) in _CONTAINERS:
-        _check_depth(value)
+    _check_received(value)
     return from_map(value)
 
 
@@ -187,8 +201,7 @@ def decode_maps(data: bytes) -> list[Map]:
     if not data:
         return []
     values = _unpack(data, use_list=True)
-    if type(values) in _CONTAINERS:
-        _check_depth(values)
+    _check_received(values, MAX_DEPTH + 1)
     if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
         raise RemoteProtocolError("messages are a list of maps")
     return values
@@ -198,21 +211,70 @@ def _unpack(data: bytes, *, use_list: bool = False) -> Any:
     try:
         return msgpack.unpackb(data, use_list=use_list, raw=False, strict_map_key=True)
     except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
-        raise RemoteProtocolError(f"not a message: {error}") from error
+        raise RemoteProtocolError(f"not a message: {type(error).__name__} {error}") from error
 
 
-def _check_depth(value: Any) -> None:
+def _check_received(value: Any, max_depth: int = MAX_DEPTH) -> None:
+    """Refuse deep nesting, extension types and keys that are not text."""
     level: list[Any] = [value]
-    for _ in range(MAX_DEPTH):
-        level = [
-            child
-            for container in level
-            for child in (container.values() if type(container) is dict else container)
-            if type(child) in _CONTAINERS
-        ]
-        if not level:
+    for _ in range(max_depth):
+        below: list[Any] = []
+        for container in level:
+            kind = type(container)
+            if kind not in _CONTAINERS:
+                raise RemoteProtocolError(f"a list or map was expected, not {kind.__name__}")
+            # The unpacker lets nothing but text and bytes be a key.
+            if kind is dict and bytes in map(type, container):
+                raise RemoteProtocolError("the keys of a map are text")
+            children = container.values() if kind is dict else container
+            below += [child for child in children if type(child) not in _SCALARS]
+        if not below:
             return
-    raise RemoteProtocolError(f"nested deeper than {MAX_DEPTH}")
+        level = below
+    raise RemoteProtocolError(f"nested deeper than {max_depth}")
+
+
+def _check_sent(value: Any, max_bytes: int) -> None:
+    """Refuse what the other side would refuse, and what would never end.
+
+    Each container is looked at once a level, however often it stands there: a cycle, or sharing
+    that multiplies when it is written out, takes no longer than the plain thing.
+
+    Raises:
+        TypeError: a value or a key of a foreign type.
+        ValueError: nested too deep, or certainly more than ``max_bytes`` when written out.
+    """
+    size = 0
+    level = {id(value): (value, 1)}
+    for _ in range(MAX_DEPTH):
+        below: dict[int, tuple[Any, int]] = {}
+        for container, times in level.values():
+            for child in _children(container):
+                kind = type(child)
+                if kind is str or kind is bytes:
+                    size += times * len(child)
+                elif kind not in _SCALARS and not isinstance(child, _SENDABLE):
+                    known = below.get(id(child), (child, 0))[1]
+                    below[id(child)] = (child, known + times)
+                size += times
+        if size > max_bytes:
+            raise ValueError(f"it has at least {size:,} bytes, the limit is {max_bytes:,}")
+        if not below:
+            return
+        level = below
+    raise ValueError(f"it is nested deeper than {MAX_DEPTH}")
+
+
+def _children(container: Any) -> Iterable[Any]:
+    # msgpack's extension type is a tuple by inheritance.
+    if isinstance(container, list | tuple) and not isinstance(container, msgpack.ExtType):
+        return container
+    if not isinstance(container, dict):
+        raise TypeError(f"{type(container).__name__} cannot be sent")
+    for key in container:
+        if not isinstance(key, str):
+            raise TypeError(f"the keys of a map must be str, not {type(key).__name__}")
+    return container.values()
 
 
 def _record(cls: type[_T], values: Any, shape: _Shape) -> _T:
@@ -222,22 +284,28 @@ def _record(cls: type[_T], values: Any, shape: _Shape) -> _T:
     return cls(*values)
 
 
-def _check_blocks(prompt: object) -> None:
-    if type(prompt) is not list:
+def _check_blocks(prompt: object, max_bytes: int) -> None:
+    if not isinstance(prompt, list):
         raise InvalidPrompt(
             f"a prompt is a str or a list of content blocks, not {type(prompt).__name__}; "
             "pass str(value) or json.dumps(value)"
         )
     for block in prompt:
-        if not isinstance(block, dict) or not isinstance(block.get("type"), str):
+        if not _is_block(block):
             raise InvalidPrompt(
                 'a content block is a map with a "type", for example '
-                f'{{"type": "text", "text": "..."}}, not {block!r:.80}'
+                f'{{"type": "text", "text": "..."}}, not {reprlib.repr(block)}'
             )
     try:
-        _check_depth(prompt)
-    except RemoteProtocolError as error:
-        raise PayloadTooLarge(f"the prompt is {error}", started=False) from error
+        _check_sent(prompt, max_bytes)
+    except (TypeError, RuntimeError) as error:  # the latter: another thread is changing it
+        raise InvalidPrompt(f"the prompt cannot be encoded: {error}") from error
+    except ValueError as error:
+        raise PayloadTooLarge(f"the prompt cannot be sent: {error}", started=False) from error
+
+
+def _is_block(value: object) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("type"), str)
 
 
 def _too_large(what: str, size: int, limit: int) -> PayloadTooLarge:

@@ -4,8 +4,10 @@ Owns the types that callers see and their form on the wire: a plain map with a `
 holds the class's name. Conversion goes by *name* of the class, so that a client which yields the
 Agent SDK's own objects works unchanged and this module needs no SDK. Pure, no I/O.
 
-Invariants: ``from_map(to_map(message)) == message`` for every type here; keys that this version
-does not know are ignored; fields that are ``None`` are left out.
+Invariants: ``from_map(to_map(message)) == message`` for every type here; what ``to_map`` gives,
+``from_map`` takes; required fields have their type on both sides, optional ones are passed on as
+the agent gave them; keys that this version does not know are ignored; fields that are ``None``
+are left out; a content block that this version does not know stays a map.
 
 Source: claude_agent_sdk.types (0.2.187).
 """
@@ -13,7 +15,9 @@ Source: claude_agent_sdk.types (0.2.187).
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypeAlias
+from collections.abc import Iterator
+from types import UnionType
+from typing import Any, TypeAlias, get_args, get_origin, get_type_hints
 
 from soloist.protocol.errors import RemoteProtocolError
 
@@ -77,7 +81,9 @@ ContentBlock: TypeAlias = (
     | ToolResultBlock
     | ServerToolUseBlock
     | ServerToolResultBlock
+    | Map
 )
+"""A piece of a message; a map if it is of a kind that this version does not know."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -164,7 +170,7 @@ _MESSAGES: dict[str, type[Message]] = {
     cls.__name__: cls
     for cls in (UserMessage, AssistantMessage, SystemMessage, StreamEvent, ResultMessage)
 }
-_BLOCKS: dict[str, type[ContentBlock]] = {
+_BLOCKS: dict[str, type[Any]] = {
     cls.__name__: cls
     for cls in (
         TextBlock,
@@ -175,10 +181,25 @@ _BLOCKS: dict[str, type[ContentBlock]] = {
         ServerToolResultBlock,
     )
 }
+_KNOWN: dict[str, type[Any]] = {**_MESSAGES, **_BLOCKS}
 _FIELDS: dict[str, tuple[str, ...]] = {
-    name: tuple(field.name for field in dataclasses.fields(cls))
-    for name, cls in {**_MESSAGES, **_BLOCKS}.items()
+    name: tuple(field.name for field in dataclasses.fields(cls)) for name, cls in _KNOWN.items()
 }
+
+
+def _required(cls: type[Any]) -> dict[str, tuple[type, ...]]:
+    """The fields that have no default, with the types that each may have."""
+    hints = get_type_hints(cls)
+    required = {}
+    for field in dataclasses.fields(cls):
+        if field.default is dataclasses.MISSING:
+            hint = hints[field.name]
+            options = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+            required[field.name] = tuple(get_origin(option) or option for option in options)
+    return required
+
+
+_REQUIRED = {name: _required(cls) for name, cls in _KNOWN.items()}
 
 
 def is_result(message: object) -> bool:
@@ -193,18 +214,22 @@ def to_map(message: object) -> Map:
     whose ``data`` are its fields, so that no event of a newer SDK is lost.
 
     Raises:
-        TypeError: ``message`` is no dataclass instance at all; the client's fault.
+        TypeError: ``message`` is no dataclass instance, lacks a required field or cannot be
+            read; the client's fault.
     """
-    if not dataclasses.is_dataclass(message) or isinstance(message, type):
+    if not _is_dataclass_instance(message):
         raise TypeError(
             f"receive_response() yielded {type(message).__name__}; yield soloist's message types "
             "(AssistantMessage, ResultMessage, ...) or the Agent SDK's"
         )
-    name = _known_name(type(message))
-    if name not in _MESSAGES:
-        data = dataclasses.asdict(message)
-        return {"type": "SystemMessage", "subtype": type(message).__name__, "data": data}
-    return _fields_to_map(name, message)
+    try:
+        return _message_to_map(message)
+    except TypeError:
+        raise
+    except Exception as error:  # the object is the user's: reading it may raise anything
+        raise TypeError(
+            f"{type(message).__name__} cannot be read: {type(error).__name__}"
+        ) from error
 
 
 def from_map(value: object) -> Message:
@@ -213,10 +238,13 @@ def from_map(value: object) -> Message:
     Raises:
         RemoteProtocolError: not a map of a known type with its required fields; the peer's fault.
     """
-    name, fields = _typed(value, _MESSAGES)
-    if name in {"AssistantMessage", "UserMessage"} and not isinstance(fields.get("content"), str):
-        fields["content"] = _blocks_from(fields.get("content"))
-    return _build(_MESSAGES[name], fields)
+    name = _type_of(value)
+    if name not in _MESSAGES:
+        raise RemoteProtocolError(f"expected a map with a type of {', '.join(_MESSAGES)}")
+    fields = _pick(name, value)
+    if isinstance(fields.get("content"), list):
+        fields["content"] = [_block_from(block) for block in fields["content"]]
+    return _MESSAGES[name](**fields)
 
 
 def function_messages(text: str, *, num_turns: int, duration_s: float) -> list[Message]:
@@ -241,12 +269,17 @@ def text_of(messages: list[Map]) -> str:
     if messages and isinstance(messages[-1].get("result"), str):
         return str(messages[-1]["result"])
     return "".join(
-        block["text"]
+        text
         for message in messages
-        if message["type"] == "AssistantMessage"
-        for block in message["content"]
-        if block["type"] == "TextBlock"
+        if message.get("type") == "AssistantMessage"
+        for text in _texts(message.get("content"))
     )
+
+
+def _texts(content: object) -> Iterator[str]:
+    for block in content if isinstance(content, list) else ():
+        if _type_of(block) == "TextBlock" and isinstance(block.get("text"), str):
+            yield block["text"]
 
 
 def _known_name(cls: type) -> str:
@@ -257,40 +290,80 @@ def _known_name(cls: type) -> str:
     return cls.__name__
 
 
+def _is_dataclass_instance(value: object) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def _type_of(value: object) -> str:
+    """What a map says its type is; nothing if ``value`` is no map that says so."""
+    name = value.get("type") if isinstance(value, dict) else None
+    return name if isinstance(name, str) else ""
+
+
+def _message_to_map(message: Any) -> Map:
+    name = _known_name(type(message))
+    if name not in _MESSAGES:
+        data = dataclasses.asdict(message)
+        return {"type": "SystemMessage", "subtype": type(message).__name__, "data": data}
+    result = _fields_to_map(name, message)
+    if isinstance(result.get("content"), list | tuple):
+        result["content"] = [_block_to_map(block) for block in result["content"]]
+    _check_required(name, result, TypeError)
+    return result
+
+
+def _block_to_map(block: Any) -> Map:
+    if not _is_dataclass_instance(block):
+        result = block
+    elif (known := _known_name(type(block))) in _BLOCKS:
+        result = _fields_to_map(known, block)
+    else:
+        result = {**dataclasses.asdict(block), "type": type(block).__name__}
+    name = _type_of(result)
+    if not name:
+        raise TypeError(f"a content block is one of soloist's types, not {type(block).__name__}")
+    if name in _BLOCKS:
+        _check_required(name, result, TypeError)
+    return dict(result)
+
+
 def _fields_to_map(name: str, value: object) -> Map:
     result: Map = {"type": name}
     for field in _FIELDS[name]:
         item = getattr(value, field, None)
         if item is not None:
-            result[field] = _plain(item)
+            # Blocks are the caller's to convert: they keep the name of their type.
+            result[field] = item if field == "content" else _plain(item)
     return result
 
 
 def _plain(value: Any) -> Any:
-    """Content blocks and other dataclasses as maps, the rest as it is."""
+    """Dataclasses in a field as maps, the rest as it is."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        return value
-    name = _known_name(type(value))
-    return _fields_to_map(name, value) if name in _BLOCKS else dataclasses.asdict(value)
+    return dataclasses.asdict(value) if _is_dataclass_instance(value) else value
 
 
-def _blocks_from(value: object) -> list[ContentBlock]:
-    if not isinstance(value, list | tuple):
-        raise RemoteProtocolError(f"content must be a list of blocks, not {type(value).__name__}")
-    return [_build(_BLOCKS[name], fields) for name, fields in (_typed(v, _BLOCKS) for v in value)]
+def _block_from(value: Any) -> ContentBlock:
+    name = _type_of(value)
+    if not name:
+        raise RemoteProtocolError("a content block is a map with a type")
+    if name not in _BLOCKS:
+        return dict(value)
+    block: ContentBlock = _BLOCKS[name](**_pick(name, value))
+    return block
 
 
-def _typed(value: object, known: dict[str, Any]) -> tuple[str, Map]:
-    if not isinstance(value, dict) or value.get("type") not in known:
-        raise RemoteProtocolError(f"expected a map with a type of {', '.join(known)}")
-    name = value["type"]
-    return name, {field: value[field] for field in _FIELDS[name] if field in value}
+def _pick(name: str, value: Any) -> Map:
+    """The fields that the type has, from a map that may hold more."""
+    _check_required(name, value, RemoteProtocolError)
+    return {field: value[field] for field in _FIELDS[name] if field in value}
 
 
-def _build(cls: Any, fields: Map) -> Any:
-    try:
-        return cls(**fields)
-    except TypeError as error:
-        raise RemoteProtocolError(f"{cls.__name__} lacks a field: {error}") from error
+def _check_required(name: str, fields: Map, error: type[Exception]) -> None:
+    for field, allowed in _REQUIRED[name].items():
+        kind = type(fields.get(field))
+        # A subclass is as good (a StrEnum, say), but a bool is no number.
+        if kind not in allowed and (kind is bool or not issubclass(kind, allowed)):
+            expected = " or ".join(kind.__name__ for kind in allowed)
+            raise error(f"{name}.{field} must be {expected}, not {kind.__name__}")

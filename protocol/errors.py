@@ -6,18 +6,31 @@ data, never as pickles: an exception of a user's own class arrives as :class:`Cl
 the class's name, its message and its traceback as text.
 
 Invariants: each leaf has a unique ``code``; ``from_info(to_info(error))`` gives an error of the
-same class with the same message, ``retryable``, ``started`` and details.
+same class with the same message, ``retryable``, ``started`` and details; ``to_info`` never
+raises, and what it gives can always be encoded. A subclass of a user's own crosses as the
+nearest class of this module.
 """
 
 from __future__ import annotations
 
 import traceback
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Mapping
+from types import NoneType
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 MAX_TEXT_CHARS = 16_384
 """Longest message or traceback that crosses a process boundary; the middle is cut out."""
 
 _CODES: dict[str, type[SoloistError]] = {}
+
+_Kinds: TypeAlias = tuple[type, ...]
+_WHOLE: _Kinds = (int, NoneType)
+_CLIENT_DETAILS: Mapping[str, _Kinds] = {
+    "type_name": (str,),
+    "traceback_text": (str,),
+    "api_status": _WHOLE,
+}
+_MAX_NUMBER = 2**63
 
 
 class SoloistError(Exception):
@@ -35,7 +48,7 @@ class SoloistError(Exception):
     retryable: bool = False
     started: bool | None = None
     completed: list[Any]
-    _details: ClassVar[tuple[str, ...]] = ()
+    _details: ClassVar[Mapping[str, _Kinds]] = {}
 
     def __init__(self, message: str = "", *, started: bool | None = None) -> None:
         super().__init__(message)
@@ -44,12 +57,16 @@ class SoloistError(Exception):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "code" in cls.__dict__:
+        # A user's subclass with a code of its own must not take the place of one of ours.
+        if "code" in cls.__dict__ and cls.__module__ == __name__:
             _CODES[cls.code] = cls
 
     def details(self) -> dict[str, Any]:
-        """The fields beyond the message that cross the wire, by name; plain msgpack values."""
-        return {name: getattr(self, name) for name in self._details}
+        """The fields beyond the message that cross the wire, by name; plain msgpack values.
+
+        One that is not of its type is left out.
+        """
+        return _checked(self._details, self.__dict__)
 
 
 class ClientNotFound(SoloistError):
@@ -96,7 +113,7 @@ class ClientError(SoloistError):
     """
 
     code = "client_error"
-    _details = ("type_name", "traceback_text", "api_status")
+    _details = _CLIENT_DETAILS
 
     def __init__(
         self,
@@ -128,7 +145,7 @@ class RateLimited(ClientError):
 
     code = "rate_limited"
     retryable = True
-    _details = ("type_name", "traceback_text", "api_status", "retry_after_s")
+    _details: ClassVar = {**_CLIENT_DETAILS, "retry_after_s": (float, int, NoneType)}
 
     def __init__(
         self,
@@ -172,7 +189,7 @@ class WorkerLost(SoloistError):
 
     code = "worker_lost"
     retryable = True
-    _details = ("exitcode",)
+    _details: ClassVar = {"exitcode": _WHOLE}
 
     def __init__(
         self, message: str = "", *, exitcode: int | None = None, started: bool | None = None
@@ -264,46 +281,72 @@ def to_info(error: BaseException) -> ErrorInfo:
     """Turn any exception into data; never raises, whatever the exception's own methods do."""
     if not isinstance(error, SoloistError):
         error = client_error(error)
+    cls = _own_class(type(error))
     return ErrorInfo(
-        code=error.code,
-        message=_sendable(shorten(str(error))),
-        retryable=error.retryable,
-        started=error.started,
-        details=error.details(),
+        code=cls.code,
+        message=_text_of(error),
+        retryable=error.retryable is True,
+        started=None if error.started is None else error.started is True,
+        details=_checked(cls._details, error.__dict__),
     )
 
 
 def client_error(error: BaseException) -> ClientError:
     """Turn an exception of the client's own into a :class:`ClientError` that describes it."""
     name = type(error).__qualname__
+    message = _text_of(error)
     try:
-        message = str(error)
         trace = "".join(traceback.format_exception(error))
-    except Exception as broken:  # noqa: BLE001 - a user's __str__ may raise anything
-        message = f"(its message could not be read: {type(broken).__name__})"
+    except Exception:  # noqa: BLE001 - it calls methods of the user's
         trace = "".join(traceback.format_tb(error.__traceback__))
     return ClientError(
-        f"{name}: {_sendable(message)}" if message else name,
+        f"{name}: {message}" if message else name,
         type_name=name,
-        traceback_text=_sendable(shorten(trace)),
+        traceback_text=_sendable(trace),
     )
 
 
 def from_info(info: ErrorInfo) -> SoloistError:
     """Turn data back into the exception of the same class.
 
-    An unknown code gives a plain :class:`SoloistError`; unknown details are ignored, so that a
-    newer peer can be understood.
+    An unknown code gives a plain :class:`SoloistError`; details that are unknown or not of their
+    type are ignored, so that a newer peer can be understood.
     """
     cls = _CODES.get(info.code, SoloistError)
     error = cls(info.message, started=info.started)
     error.retryable = info.retryable
-    for name in cls._details:
-        if name in info.details:
-            setattr(error, name, info.details[name])
+    for name, value in _checked(cls._details, info.details).items():
+        setattr(error, name, value)
     return error
 
 
+def _own_class(cls: type[SoloistError]) -> type[SoloistError]:
+    """The class itself, or the nearest base that the other side knows."""
+    known = (own for base in cls.__mro__ for own in _CODES.values() if own is base)
+    return next(known, SoloistError)
+
+
+def _checked(kinds: Mapping[str, _Kinds], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``values`` that have the type they should have, fit to be sent."""
+    details = {}
+    for name, allowed in kinds.items():
+        value = values.get(name, ...)
+        if isinstance(value, str):
+            value = _sendable(value)
+        # Neither not-a-number nor the infinities are less than anything.
+        is_in_range = not isinstance(value, float | int) or abs(value) < _MAX_NUMBER
+        if is_in_range and isinstance(value, allowed):
+            details[name] = value
+    return details
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return _sendable(str(error))
+    except Exception as broken:  # noqa: BLE001 - a user's __str__ may raise anything
+        return f"(its message could not be read: {type(broken).__name__})"
+
+
 def _sendable(text: str) -> str:
-    """Replace what UTF-8 cannot carry (lone surrogates)."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    """Shorten, and replace what UTF-8 cannot carry (lone surrogates)."""
+    return shorten(text).encode("utf-8", "backslashreplace").decode("utf-8")

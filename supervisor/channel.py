@@ -53,24 +53,24 @@ class Channel:
         """Whether ``receive`` would give something."""
         return bool(self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN)
 
-    def receive(self) -> tuple[int, int, WireMessage | RemoteProtocolError] | None:
-        """Take one message without waiting: ``(number, incarnation, message)``.
+    def receive(self) -> tuple[int, int, list[WireMessage | RemoteProtocolError]] | None:
+        """Take what one worker sent together: ``(number, incarnation, messages)``.
 
         What is not a message comes back as the error that says so; ``None`` if nothing is there.
         """
-        try:
-            sender, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
-        except zmq.Again:
+        if not self.has_input():  # cheaper than to try: it keeps the interpreter's lock
             return None
+        sender, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
         _, number, incarnation = (
             _IDENTITY.unpack(sender) if len(sender) == _IDENTITY.size else (0, -1, -1)
         )
-        try:
-            if len(frames) != 1:
-                raise RemoteProtocolError(f"a message is one frame, not {len(frames)}")
-            return number, incarnation, codec.decode(frames[0])
-        except RemoteProtocolError as error:
-            return number, incarnation, error
+        messages: list[WireMessage | RemoteProtocolError] = []
+        for frame in frames:
+            try:
+                messages.append(codec.decode(frame))
+            except RemoteProtocolError as error:  # noqa: PERF203 - each frame stands for itself
+                messages.append(error)
+        return number, incarnation, messages
 
     def send(self, number: int, incarnation: int, message: WireMessage) -> bool:
         """Queue a message for a worker; ``False`` if that worker is gone or takes nothing."""

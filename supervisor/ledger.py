@@ -17,7 +17,7 @@ import tempfile
 
 from soloist.protocol import codec, ledger
 from soloist.protocol.errors import RemoteProtocolError
-from soloist.protocol.messages import Answer, Failure, Lease
+from soloist.protocol.messages import Answer, Broken, Failure, Lease
 
 _NUMBER = struct.Struct("=Q")
 
@@ -45,16 +45,19 @@ class Ledger:
             pass
         return taken
 
-    def finished(self) -> list[Answer | Failure]:
-        """Every outcome in the ledger, in order; for reading after the worker's death."""
+    def read(self) -> list[Answer | Failure | Broken]:
+        """Every outcome in the ledger, in order, and why the client broke if it did.
+
+        For reading after the worker's death.
+        """
         data = os.pread(self.outcomes, os.fstat(self.outcomes).st_size, 0)
-        outcomes: list[Answer | Failure] = []
+        outcomes: list[Answer | Failure | Broken] = []
         for _, payload in ledger.scan(data):
             try:
                 message = codec.decode(payload)
             except RemoteProtocolError:
                 break
-            if isinstance(message, Answer | Failure):
+            if isinstance(message, Answer | Failure | Broken):
                 outcomes.append(message)
         return outcomes
 

@@ -37,10 +37,16 @@ from soloist.protocol.transitions import (
 from soloist.supervisor.request import Outcome, Request
 from soloist.supervisor.restart import RestartPolicy
 
-PREFETCH = 1
-"""Requests that wait at a busy worker, so that it need not wait for the next; all revocable."""
-STEAL_AFTER_S = 0.002
-"""How long a worker's running request may take before an idle worker gets what waits behind."""
+BATCH_S = 0.002
+"""Measured service time that may wait at a busy worker, so that it need not wait for us; slow
+prompts wait there one at a time. All of it is revocable."""
+MAX_BATCH = 256
+"""Most requests that wait at one worker."""
+MAX_BATCH_BYTES = 256 * 1024
+"""Payload bytes after which no more requests are put into one message."""
+INSPECT_AFTER_S = 0.004
+"""How long a worker's first lease may go without news before its ledger is read, and an idle
+worker gets what waits behind it."""
 
 
 class Spawn(NamedTuple):
@@ -70,6 +76,12 @@ class Revoke(NamedTuple):
     number: int
 
 
+class Inspect(NamedTuple):
+    """Read the worker's ledger: it may hold outcomes whose messages are still to come."""
+
+    number: int
+
+
 class Stop(NamedTuple):
     """Ask the worker to disconnect its client and exit."""
 
@@ -89,7 +101,7 @@ class Settle(NamedTuple):
     outcome: Outcome
 
 
-Action: TypeAlias = Spawn | Dispatch | Interrupt | Revoke | Stop | Kill | Settle
+Action: TypeAlias = Spawn | Dispatch | Interrupt | Revoke | Inspect | Stop | Kill | Settle
 
 
 class Worker:
@@ -102,6 +114,7 @@ class Worker:
         "claimed",
         "head_since",
         "incarnation",
+        "inspected",
         "interrupt_by",
         "is_interruptible",
         "leases",
@@ -121,6 +134,7 @@ class Worker:
         self.acked = 0  # highest lease whose outcome arrived
         self.answered = 0
         self.head_since = 0.0
+        self.inspected = 0  # the first lease when its ledger was last read
         self.interrupt_by: float | None = None
         self.is_interruptible = True
         self.pid = 0
@@ -134,13 +148,9 @@ class Worker:
         self.state = advance(WORKER, self.state, event)
 
     @property
-    def has_room(self) -> bool:
-        """Whether it may be given one more request now."""
-        return (
-            self.state is WorkerState.READY
-            and self.interrupt_by is None
-            and len(self.leases) <= PREFETCH
-        )
+    def is_open(self) -> bool:
+        """Whether it may be given requests."""
+        return self.state is WorkerState.READY and self.interrupt_by is None
 
 
 class Pool:
@@ -162,7 +172,9 @@ class Pool:
         self._queue: deque[Request] = deque()
         self._queued = 0  # entries of _queue that are not settled yet
         self._idle: dict[int, Worker] = {}
-        self._roomy: dict[int, Worker] = {}  # busy, with room to prefetch
+        self._roomy: dict[int, Worker] = {}  # busy, with room for requests that wait there
+        self._depth = 1  # how many may wait at a busy worker
+        self._service_s = 1.0  # moving estimate; quick to rise, slow to fall
         self._tailed: dict[int, Worker] = {}  # more than one lease
         self._interrupting: dict[int, Worker] = {}
         self._deadlines: list[tuple[float, int, Request]] = []
@@ -178,6 +190,11 @@ class Pool:
     def queued(self) -> int:
         """Requests that wait for a worker."""
         return self._queued
+
+    @property
+    def busy(self) -> int:
+        """What closing waits for: requests without outcome, and turns that still run."""
+        return self.outstanding + sum(bool(worker.leases) for worker in self.workers.values())
 
     @property
     def running(self) -> int:
@@ -252,32 +269,40 @@ class Pool:
         return self._fail_queue(type(error), str(error), error)
 
     def answered(
-        self, number: int, lease: int, outcome: Answer | Failure, now: float
+        self, number: int, outcomes: Iterable[Answer | Failure], now: float
     ) -> list[Action]:
-        """A worker's reply; one that is late or belongs to no running request is dropped."""
+        """A worker's replies; one that is late or belongs to no running request is dropped."""
         worker = self.workers[number]
-        if not worker.leases or worker.leases[0].lease != lease:
-            return []
-        request = worker.leases.popleft()
-        worker.acked = worker.claimed = lease
+        actions: list[Action] = []
+        slowest_s = 0.0
+        for outcome in outcomes:
+            lease = outcome.lease
+            if not worker.leases or worker.leases[0].lease != lease:
+                continue
+            request = worker.leases.popleft()
+            worker.acked = worker.claimed = lease
+            worker.answered += 1
+            slowest_s = max(slowest_s, outcome.duration_s)
+            if request.state is RequestState.LEASED:
+                actions.append(self._settle(request, _outcome(outcome)))
+            elif request.state is RequestState.DRAINING:
+                actions.append(self._settle(request, RequestCancelled(_CANCELLED)))
+            if worker.interrupt_by is not None:
+                worker.interrupt_by = None
+                del self._interrupting[number]
         worker.head_since = now
-        if worker.answered == 0:
+        if worker.answered:
             self._restart.succeeded()
-        worker.answered += 1
-        if worker.interrupt_by is not None:
-            worker.interrupt_by = None
-            del self._interrupting[number]
+            self._learn(slowest_s)
         self._file(worker)
-        if request.state is RequestState.SETTLED:  # timed out meanwhile
-            return []
-        if request.state is RequestState.DRAINING:
-            return [self._settle(request, RequestCancelled(_CANCELLED))]
-        return [self._settle(request, _outcome(outcome))]
+        return actions
 
-    def revoked(self, number: int, leases: Iterable[int]) -> None:
+    def revoked(self, number: int, leases: Iterable[int], now: float) -> None:
         """These leases were taken back before the worker claimed them: they wait again."""
         worker = self.workers[number]
         taken = set(leases)
+        if not taken:
+            worker.head_since = now  # it got on with its work; no need to ask again at once
         worker.claimed = max(
             (request.lease for request in worker.leases if request.lease not in taken),
             default=worker.claimed,
@@ -297,7 +322,7 @@ class Pool:
         """
         worker = self.workers[number]
         if worker.leases:
-            self.revoked(number, unclaimed)
+            self.revoked(number, unclaimed, now)
         is_ours = worker.state is WorkerState.STOPPING and worker.broken is None
         worker.advance(WorkerEvent.EXITED)
         lost = list(worker.leases)
@@ -325,22 +350,24 @@ class Pool:
 
         1. An idle worker: it runs there.
         2. No idle worker and fewer than ``size``: another worker is started.
-        3. A busy worker with room: it waits there, revocable.
-        4. Nothing waits, a worker is idle and another is slow: what waits behind is taken back.
+        3. Busy workers with room: it waits there, revocable, in equal shares.
+        4. Nothing waits, and a worker has been silent for long with more than one lease: its
+           ledger is read, and if another worker is idle, what waits behind is taken back.
         5. No worker is left and none may be started: everybody who waits is told.
         """
         if not self._queued:
-            return self._steal(now)
+            return self._inspect(now)
         runs: dict[int, list[Lease]] = {}
         while self._queued and self._idle:  # 1
             _, worker = self._idle.popitem()
-            self._lease(worker, runs, now)
+            self._lease(worker, 1, runs, now)
         actions: list[Action] = []
         if self._queued:  # 2
             actions += self._spawn(now)
         while self._queued and self._roomy:  # 3
-            _, worker = self._roomy.popitem()
-            self._lease(worker, runs, now)
+            share = -(-self._queued // len(self._roomy))
+            worker = next(iter(self._roomy.values()))
+            self._lease(worker, min(share, self._depth + 1 - len(worker.leases)), runs, now)
         actions += [
             Dispatch(number, Run(tuple(leases), self.workers[number].acked))
             for number, leases in runs.items()
@@ -381,8 +408,12 @@ class Pool:
             times.append(self._deadlines[0][0])
         if self._queued and len(self.workers) < self.size:
             times.append(self._restart.not_before())
-        if self._idle and not self._queued:
-            times += [w.head_since + STEAL_AFTER_S for w in self._tailed.values()]
+        if not self._queued:
+            times += [
+                worker.head_since + INSPECT_AFTER_S
+                for worker in self._tailed.values()
+                if self._idle or worker.inspected != worker.leases[0].lease
+            ]
         return min(times, default=None)
 
     # -- closing -----------------------------------------------------------------------------
@@ -418,19 +449,26 @@ class Pool:
 
     # -- helpers -----------------------------------------------------------------------------
 
-    def _lease(self, worker: Worker, runs: dict[int, list[Lease]], now: float) -> None:
-        request = self._pop_queue()
-        request.advance(RequestEvent.LEASE)
-        request.worker = worker.number
-        request.lease = worker.next_lease
-        worker.next_lease += 1
+    def _lease(
+        self, worker: Worker, count: int, runs: dict[int, list[Lease]], now: float
+    ) -> None:
+        """Give up to ``count`` requests, at least one, to a worker."""
         if not worker.leases:
             worker.head_since = now
-        worker.leases.append(request)
-        runs.setdefault(worker.number, []).append(
-            Lease(request.lease, request.payload, request.is_streamed)
-        )
-        self._file(worker)
+        leases = runs.setdefault(worker.number, [])
+        size = 0
+        while count and self._queued and size < MAX_BATCH_BYTES:
+            request = self._pop_queue()
+            request.advance(RequestEvent.LEASE)
+            request.worker = worker.number
+            request.lease = worker.next_lease
+            request.attempts += 1
+            worker.next_lease += 1
+            worker.leases.append(request)
+            leases.append(Lease(request.lease, request.payload, request.is_streamed))
+            count -= 1
+            size += len(request.payload)
+        self._file(worker, is_full=size >= MAX_BATCH_BYTES)
 
     def _spawn(self, now: float) -> list[Action]:
         free = self.size - len(self.workers)
@@ -451,14 +489,33 @@ class Pool:
         self.workers[number] = Worker(number, incarnation)
         return Spawn(number, incarnation)
 
-    def _steal(self, now: float) -> list[Action]:
-        if not self._idle:
-            return []
-        return [
-            Revoke(worker.number)
-            for worker in self._tailed.values()
-            if now - worker.head_since >= STEAL_AFTER_S
-        ]
+    def _inspect(self, now: float) -> list[Action]:
+        """What waits behind a request that turned out slow must not wait for it.
+
+        Neither outcomes that the worker has but did not send yet, nor requests that an idle
+        worker could run.
+        """
+        actions: list[Action] = []
+        for worker in self._tailed.values():
+            if now - worker.head_since < INSPECT_AFTER_S:
+                continue
+            if worker.inspected != worker.leases[0].lease:
+                worker.inspected = worker.leases[0].lease
+                actions.append(Inspect(worker.number))
+            elif self._idle:
+                actions.append(Revoke(worker.number))
+        return actions
+
+    def _learn(self, duration_s: float) -> None:
+        """Take a measured service time into the estimate that sets the depth."""
+        estimate = self._service_s
+        estimate += (duration_s - estimate) * (1.0 if duration_s > estimate else 0.1)
+        self._service_s = estimate
+        depth = min(MAX_BATCH, max(1, int(BATCH_S / (estimate + 1e-6))))
+        if depth != self._depth:
+            self._depth = depth
+            for worker in self.workers.values():
+                self._file(worker)
 
     def _interrupt(self, worker: Worker, request: Request, now: float) -> list[Action]:
         if worker.interrupt_by is not None:
@@ -476,14 +533,17 @@ class Pool:
         self._file(worker)
         return Kill(worker.number)
 
-    def _file(self, worker: Worker) -> None:
+    def _file(self, worker: Worker, *, is_full: bool = False) -> None:
         """Put the worker into the collections that its state says."""
         number = worker.number
         self._idle.pop(number, None)
         self._roomy.pop(number, None)
         self._tailed.pop(number, None)
-        if worker.has_room:
-            (self._roomy if worker.leases else self._idle)[number] = worker
+        if worker.is_open:
+            if not worker.leases:
+                self._idle[number] = worker
+            elif len(worker.leases) <= self._depth and not is_full:
+                self._roomy[number] = worker
         if len(worker.leases) > 1:
             self._tailed[number] = worker
 
@@ -532,6 +592,7 @@ class Pool:
         if request.state is not RequestState.LEASED:
             return  # its caller has gone
         request.advance(RequestEvent.REVOKE)
+        request.attempts -= 1
         self._queue.appendleft(request)
         self._queued += 1
 

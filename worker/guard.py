@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import shutil
 import signal
@@ -30,6 +31,8 @@ from pathlib import Path
 from typing import Never
 
 LEVELS = 3
+LOCK_NAME = "lock"
+"""File in the run folder that the supervisor keeps locked as long as it lives."""
 POLL_S = 0.2
 """How often a guard looks for orphans and for its parent; deaths of children wake it at once."""
 CLEANUP_S = 1.0
@@ -77,6 +80,13 @@ def die_with_parent(parent: int) -> None:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def remove_abandoned(run_dir: str) -> None:
+    """Remove a run folder if the supervisor that holds its lock is gone."""
+    with contextlib.suppress(OSError), (Path(run_dir) / LOCK_NAME).open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(run_dir, ignore_errors=True)
 
 
 def children() -> list[int]:
@@ -139,7 +149,7 @@ class _Guard:
                 if pid != self._child or time.monotonic() > deadline:
                     _kill(pid, signal.SIGKILL)
             _wait_signal(0.01)
-        shutil.rmtree(self._run_dir, ignore_errors=True)
+        remove_abandoned(self._run_dir)
 
 
 def _reap() -> bool:

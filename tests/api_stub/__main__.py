@@ -1,4 +1,4 @@
-"""``python -m tests.api_stub --port 0``: serve until standard input ends; print the base URL."""
+"""``python -m tests.api_stub --port 0``: serve until standard input ends; print the port."""
 
 import argparse
 import sys
@@ -11,7 +11,8 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0, help="0 picks a free one")
     args = parser.parse_args()
     with ApiStub(port=args.port) as stub:
-        print(stub.port, flush=True)
+        sys.stdout.write(f"{stub.port}\n")
+        sys.stdout.flush()
         sys.stdin.read()
 
 

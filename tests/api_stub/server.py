@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Self
 
 _SCRIPT = re.compile(r"\[((?:\w+=[\w.]+ ?)+)\]\s*")
 _ERROR_TYPES = {
@@ -64,7 +64,7 @@ class ApiStub:
         self._server = _Server(("127.0.0.1", port), _Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
 
-    def __enter__(self) -> ApiStub:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -130,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._json(200, {})
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, *args: Any) -> None:
         """Keep standard error for what went wrong."""
 
     def _record(self, body: Any) -> str:

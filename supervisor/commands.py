@@ -1,0 +1,395 @@
+"""The commands ``soloist map`` and ``soloist query``: options in, exit code out.
+
+Owns the options, their help and the exit codes: 0 all good, 1 some prompts failed, 2 the command
+was wrong or the client is not there, 128 + n ended by signal n.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+from soloist.protocol.content import Map, Message, to_map
+from soloist.protocol.errors import (
+    ClientNotFound,
+    ClientNotSerializable,
+    InvalidOptions,
+    SoloistError,
+    TooManyWorkers,
+)
+from soloist.supervisor import prompts_file
+from soloist.supervisor.map_run import MapRun, Tally
+from soloist.supervisor.prompts_file import Format, OutputError, PromptParser
+from soloist.supervisor.stop_signals import KillNow, StopNow, StopSignals
+from soloist.supervisor.terminal import AnswerPrinter, MapReport
+
+if TYPE_CHECKING:
+    from soloist.supervisor.api import Supervisor
+
+_FAILED = 1
+_USAGE = 2
+_READER_GONE = 141  # what a shell reports of a program that SIGPIPE ended
+_USAGE_ERRORS = (ClientNotFound, ClientNotSerializable, InvalidOptions, TooManyWorkers)
+_MIN_WINDOW = 1024
+_CLOSE_S = 10.0
+_STREAMING = {"claude": {"include_partial_messages": True}}
+"""Options with which a client sends its text in pieces."""
+_FORMATS = {".jsonl": Format.JSONL, ".ndjson": Format.JSONL, ".txt": Format.TEXT}
+
+_MAP_HELP = """Answer every prompt of a file, each in a conversation of its own.
+
+PROMPTS is a file or - (the default) for standard input: text with one prompt a line, or JSONL
+with the prompt in the field "prompt", as text or as a list of content blocks. Blank lines are
+skipped.
+
+Results are JSONL in the order of the prompts, written as they come: the other fields of the
+prompt's line, then index, prompt, text, num_turns, duration_s, usage, cost_usd and worker. A
+prompt that failed, or a line that could not be read, has "error" in its place: code, message,
+retryable and started (false: it certainly never ran). An input field named like one of these
+comes back with "input_" before its name.
+
+Ctrl-C finishes what runs, writes it and ends with exit code 130; a second one stops now.
+
+\b
+Examples:
+  soloist map prompts.txt
+  soloist map prompts.jsonl --client claude --size 8 -o results.jsonl
+  soloist map tasks.jsonl --field question --set model=sonnet -o out.jsonl
+  generate-prompts | soloist map --client claude | jq -r .text
+
+\b
+Exit codes: 0 all answered, 1 some prompts failed, 2 wrong usage or the
+client is not there, 130 Ctrl-C, 143 SIGTERM.
+"""
+
+_QUERY_HELP = """Ask one prompt; the answer appears as it is written.
+
+PROMPT is the prompt, or - (the default when piped) for all of standard input.
+
+\b
+Examples:
+  soloist query "What is a monad?" --client claude
+  soloist query --client claude --set model=sonnet - < prompt.md
+  git diff | soloist query --client claude --set system_prompt='Review this.'
+"""
+
+
+class _CommandFailed(Exception):
+    """Ends the command with a message and an exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line ``arguments``; return the exit code."""
+    try:
+        return int(soloist.main(list(arguments), prog_name="soloist", standalone_mode=False) or 0)
+    except _CommandFailed as error:
+        click.echo(f"Error: {error}", err=True)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        return 130
+
+
+def make_supervisor(**settings: Any) -> Supervisor:
+    """Start the Supervisor of a command; its libraries are not needed for ``--help``."""
+    from soloist.supervisor.api import Supervisor  # noqa: PLC0415
+
+    return Supervisor(**settings)
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("soloist")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _parse_settings(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> Map:
+    """Turn ``key=value`` pairs into client options."""
+    settings = {}
+    for pair in values:
+        key, is_pair, value = pair.partition("=")
+        if not key or not is_pair:
+            raise click.BadParameter(f"{pair!r} is not of the form key=value")
+        try:
+            settings[key] = prompts_file.strict_json(value)
+        except (ValueError, RecursionError):
+            settings[key] = value
+    return settings
+
+
+def _client_options(command: Callable[..., int]) -> Callable[..., int]:
+    """Add the options that choose and configure the client."""
+    for option in (
+        click.option(
+            "--timeout-s",
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="SECONDS",
+            help="Give up a prompt after this long.",
+        ),
+        click.option(
+            "--set",
+            "options",
+            metavar="KEY=VALUE",
+            multiple=True,
+            callback=_parse_settings,
+            help="Client option; VALUE is JSON if it parses as JSON, else text. Repeatable.",
+        ),
+        click.option(
+            "--client",
+            metavar="NAME",
+            default="echo",
+            show_default=True,
+            help="Who answers: echo, claude, or what an installed package registers.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
+@click.version_option(_version(), "-V", "--version", message="%(prog)s %(version)s")
+def soloist() -> None:
+    """Run many agent conversations at once, each in a process of its own.
+
+    \b
+    Examples:
+      soloist map prompts.jsonl --client claude --size 8 -o results.jsonl
+      soloist query "What is a monad?" --client claude
+    """  # noqa: D301 - click reads the \b
+
+
+@soloist.command("map", help=_MAP_HELP, short_help="Answer every prompt of a file.")
+@click.argument(
+    "prompts", type=click.Path(exists=True, dir_okay=False, allow_dash=True), default="-"
+)
+@_client_options
+@click.option(
+    "--size", type=click.IntRange(min=1), metavar="N", help="Workers.  [default: one per CPU]"
+)
+@click.option(
+    "--isolation",
+    type=click.Choice(["prompt", "worker"]),
+    default="prompt",
+    show_default=True,
+    help="A new conversation for every prompt, or one kept per worker.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice([form.value for form in Format]),
+    default=Format.AUTO.value,
+    show_default=True,
+    help="Form of PROMPTS; auto goes by the file's name, else by its first line.",
+)
+@click.option("--field", metavar="NAME", help="Field of the prompt in JSONL.  [default: prompt]")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    default="-",
+    help="Write results here.  [default: standard output]",
+)
+@click.option("-f", "--force", is_flag=True, help="Overwrite FILE if it holds something.")
+@click.option("--no-prompt", is_flag=True, help="Leave the prompts out of the results.")
+@click.option("-v", "--verbose", is_flag=True, help="Summarize even without a terminal.")
+def map_command(
+    *,
+    prompts: str,
+    client: str,
+    options: Map,
+    size: int | None,
+    isolation: str,
+    timeout_s: float | None,
+    form: str,
+    field: str | None,
+    output: str,
+    force: bool,
+    no_prompt: bool,
+    verbose: bool,
+) -> int:
+    """Map the prompts of a file; see ``_MAP_HELP``."""
+    parser = PromptParser(_form_of(prompts, form, field), field=field or "prompt")
+    source = _open_source(prompts)
+    target = _open_target(output, source, force=force)
+    size = size or os.cpu_count() or 1
+    report = _report_of(source, target, verbose=verbose)
+
+    def body(signals: StopSignals) -> int:
+        settings = {"client": client, "options": options, "isolation": isolation}
+        with _started(size=size, **settings) as supervisor, report:
+            if os.isatty(source):
+                report.say("Reading prompts from the terminal, one a line; Ctrl-D ends.")
+            if output != "-":
+                prompts_file.empty_results(target)
+            window = max(4 * size, _MIN_WINDOW)
+            job = MapRun(
+                supervisor,
+                parser,
+                source=source,
+                target=target,
+                window=window,
+                # A prompt's time begins when it is handed over: it must not pass in a queue.
+                in_flight=size if timeout_s else window,
+                timeout_s=timeout_s,
+                with_prompt=not no_prompt,
+                on_progress=report.update,
+                on_stopping=lambda: report.say("Finishing what runs; Ctrl-C again stops now."),
+            )
+            signals.be_gentle(job.stop)
+            tally = job.run()
+            signals.be_abrupt()
+            if output != "-":
+                prompts_file.close_results(target)
+        report.summarize(tally, output)
+        return _exit_code(tally, signals)
+
+    return _guarded(body)
+
+
+@soloist.command("query", help=_QUERY_HELP, short_help="Ask one prompt.")
+@click.argument("prompt", required=False)
+@_client_options
+@click.option("--json", "as_json", is_flag=True, help="Print each message as a line of JSON.")
+def query_command(
+    *, prompt: str | None, client: str, options: Map, timeout_s: float | None, as_json: bool
+) -> int:
+    """Ask one prompt; see ``_QUERY_HELP``."""
+    text = _prompt_text(prompt)
+    target = _descriptor(sys.stdout, "standard output")
+    printer = AnswerPrinter(
+        lambda piece: prompts_file.write_all(target, piece.encode(errors="replace"))
+    )
+
+    def print_json(message: Message) -> None:
+        prompts_file.write_all(target, prompts_file.json_line(to_map(message)))
+
+    def body(_: StopSignals) -> int:
+        show = print_json if as_json else printer.show
+        streaming = {} if as_json else _STREAMING.get(client, {})
+        with _started(size=1, client=client, options=streaming | options) as supervisor:
+            try:
+                for message in supervisor.query(text, timeout_s=timeout_s):
+                    show(message)
+            finally:
+                printer.end()
+        return 0
+
+    return _guarded(body)
+
+
+def _guarded(body: Callable[[StopSignals], int]) -> int:
+    """Run a command's body; give every way in which it can end its exit code."""
+    with StopSignals() as signals:
+        try:
+            return body(signals)
+        except StopNow:
+            return signals.exit_code or _FAILED
+        except OutputError as error:
+            if error.is_closed:
+                return _READER_GONE
+            raise _CommandFailed(f"cannot write the results: {error}", _FAILED) from error
+        except SoloistError as error:
+            raise _CommandFailed(str(error) or error.code, _code_of(error)) from error
+
+
+@contextlib.contextmanager
+def _started(**settings: Any) -> Iterator[Supervisor]:
+    """Give a Supervisor; close it in order if all went well, at once if not."""
+    supervisor = make_supervisor(**settings)
+    try:
+        yield supervisor
+        supervisor.close(_CLOSE_S)
+    except KillNow:
+        supervisor.kill()
+        raise
+    except BaseException:
+        supervisor.close(0)
+        raise
+
+
+def _exit_code(tally: Tally, signals: StopSignals) -> int:
+    failure = tally.failure
+    if failure is not None:
+        code = signals.exit_code or _code_of(failure)
+        raise _CommandFailed(str(failure), code) from failure
+    return signals.exit_code or (_FAILED if tally.failed else 0)
+
+
+def _code_of(error: Exception) -> int:
+    return _USAGE if isinstance(error, _USAGE_ERRORS) else _FAILED
+
+
+def _form_of(prompts: str, form: str, field: str | None) -> Format:
+    chosen = Format(form)
+    if chosen is Format.TEXT and field:
+        raise click.UsageError("--field is for JSONL; it does not go with --format text.")
+    if chosen is not Format.AUTO:
+        return chosen
+    return Format.JSONL if field else _FORMATS.get(Path(prompts).suffix.lower(), Format.AUTO)
+
+
+def _open_source(prompts: str) -> int:
+    if prompts == "-":
+        return _descriptor(sys.stdin, "standard input")
+    try:
+        return os.open(prompts, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise click.UsageError(f"cannot read {prompts}: {error.strerror}") from error
+
+
+def _open_target(output: str, source: int, *, force: bool) -> int:
+    if output == "-":
+        return _descriptor(sys.stdout, "standard output")
+    try:
+        target = prompts_file.open_results(Path(output), force=force)
+    except FileExistsError as error:
+        raise click.UsageError(f"{error}; --force overwrites them.") from error
+    except OSError as error:
+        raise click.UsageError(f"cannot write {output}: {error.strerror}") from error
+    if os.path.sameopenfile(source, target):
+        raise click.UsageError("the results would overwrite the prompts.")
+    return target
+
+
+def _descriptor(stream: IO[str] | None, name: str) -> int:
+    if stream is None:  # Python's way to say that the descriptor was closed when it began
+        raise click.UsageError(f"{name} is closed.")
+    return stream.fileno()
+
+
+def _report_of(source: int, target: int, *, verbose: bool) -> MapReport:
+    is_seen = sys.stderr.isatty()
+    # A bar and lines on the same terminal would garble each other.
+    has_bar = is_seen and not os.isatty(source) and not os.isatty(target)
+    total = prompts_file.count_lines(source) if has_bar else None
+    return MapReport(has_bar=has_bar, has_words=is_seen or verbose, total=total)
+
+
+def _prompt_text(prompt: str | None) -> str:
+    if prompt is None and (sys.stdin is None or sys.stdin.isatty()):
+        raise click.UsageError("Missing argument 'PROMPT'.")
+    if prompt is None or prompt == "-":
+        source = _descriptor(sys.stdin, "standard input")
+        content = b"".join(iter(lambda: prompts_file.read_some(source), b""))
+        try:
+            prompt = content.decode().removesuffix("\n")
+        except UnicodeDecodeError as error:
+            raise click.UsageError(f"the prompt is not UTF-8: {error}") from error
+    if not prompt.strip():
+        raise click.UsageError("the prompt is empty.")
+    return prompt

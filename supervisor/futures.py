@@ -1,0 +1,117 @@
+"""``RequestFuture``: a real ``concurrent.futures.Future`` for one request.
+
+It differs from the standard executors' in one point: what runs can be cancelled. It therefore
+stays PENDING until its outcome, so that the standard ``cancel`` applies, and the I/O thread
+announces the outcome (``set_running_or_notify_cancel``) when the turn has been drained.
+
+Callbacks run on a dispatcher thread, never on the I/O thread.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from soloist.protocol.errors import SoloistError
+from soloist.protocol.transitions import RequestState
+from soloist.supervisor.request import Request
+from soloist.supervisor.results import Result
+
+
+class Dispatcher:
+    """Runs callbacks one after another on one thread, started when first needed."""
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Have ``function`` called soon; it must not raise."""
+        self._calls.put(function)
+        if self._thread is None:
+            with self._lock:
+                if self._thread is None:
+                    self._thread = threading.Thread(
+                        target=self._run, name="soloist-callbacks", daemon=True
+                    )
+                    self._thread.start()
+
+    def close(self) -> None:
+        """End the thread once everything handed in so far has run."""
+        self._calls.put(None)
+
+    def _run(self) -> None:
+        while (function := self._calls.get()) is not None:
+            function()
+
+
+class RequestFuture(Future[Result]):
+    """The future result of one request.
+
+    Args:
+        on_cancel: told, once, that the caller wants no answer any more.
+        dispatcher: runs the callbacks.
+        pending: holds the future until its outcome.
+        owner: kept alive until the outcome; a Supervisor is not collected while it is awaited.
+    """
+
+    def __init__(
+        self,
+        on_cancel: Callable[[Request], None],
+        dispatcher: Dispatcher,
+        pending: set[RequestFuture],
+        owner: object,
+    ) -> None:
+        super().__init__()
+        self._on_cancel = on_cancel
+        self._dispatcher = dispatcher
+        self._pending = pending
+        self._owner: object | None = owner
+        self.request: Request | None = None
+
+    def cancel(self) -> bool:
+        """Cancel the request, also if it runs: its turn is interrupted and drained.
+
+        Returns:
+            ``False`` if the outcome is already there. ``result()`` raises ``CancelledError`` at
+            once; ``wait`` and ``as_completed`` return when the worker is free again.
+        """
+        if self.cancelled():
+            return True
+        if not super().cancel():
+            return False
+        if self.request is not None:
+            self._on_cancel(self.request)
+        return True
+
+    def running(self) -> bool:
+        """Whether a worker holds the request."""
+        return (
+            not self.done()
+            and self.request is not None
+            and self.request.state is RequestState.LEASED
+        )
+
+    def settle(self, request: Request) -> None:
+        """Take the outcome; called by the I/O thread."""
+        outcome = request.outcome
+        self._owner = None
+        self._pending.discard(self)
+        if not self.set_running_or_notify_cancel():
+            return
+        if isinstance(outcome, SoloistError):
+            self.set_exception(outcome)
+        elif outcome is not None:
+            self.set_result(Result(request, outcome))
+
+    def stream(self, request: Request, message: bytes) -> bool:
+        """A future takes no parts."""
+        del request, message
+        return True
+
+    def _invoke_callbacks(self) -> None:
+        if self._done_callbacks:  # type: ignore[attr-defined] # the one hook that Future offers
+            self._dispatcher.call(super()._invoke_callbacks)  # type: ignore[misc]

@@ -1,0 +1,392 @@
+"""Processes: the only place in the supervisor that spawns, signals and reaps.
+
+Owns one forkserver per Supervisor (an instance of ``multiprocess``'s, with guards above it, see
+:mod:`soloist.worker.guard`), the run folder, and each worker's process handle. The user's own
+process never becomes a subreaper, gets no signal handler and no global state of ``multiprocess``
+is touched.
+
+Invariants: starting a worker blocks (a fork, and a helper that may have to be started again), so
+it happens on the spawner's thread, never on the I/O thread; liveness is a pidfd, for a fork
+server that died also closes its workers' status pipes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+import queue
+import select
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from multiprocess import forkserver as mp_forkserver
+from multiprocess.context import reduction
+
+from soloist.protocol.errors import ClientConnectError, SoloistError, SupervisorClosed, WorkerLost
+from soloist.supervisor.channel import identity
+from soloist.supervisor.ledger import Ledger
+from soloist.worker import main as worker_main
+
+_PREFIX = "soloist-"
+_MAX_IPC_PATH = 107
+_START_S = 60.0
+"""How long the helper may take to import its preloads."""
+_RETRY_S = 1.0
+"""How long a start is tried again after the helper has died."""
+_EXITCODE_WAIT_MS = 20
+
+_CODE = """\
+import sys
+sys.path[:] = {sys_path!r}
+from soloist.worker.main import serve_forks
+serve_forks({listener}, {alive}, {report}, {run_dir!r}, {parent}, {preload!r})
+"""
+
+
+class RunFolder:
+    """A folder of mode 0700 for one Supervisor's sockets and client file.
+
+    Its lock file stays locked as long as this process lives; guards, and the next Supervisor,
+    remove folders whose lock is free.
+    """
+
+    def __init__(self) -> None:
+        base = _base_folder()
+        _remove_abandoned(base)
+        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+        fresh = self.path / "lock.new"
+        self._lock = os.open(fresh, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        fresh.rename(self.path / "lock")
+
+    @property
+    def endpoint(self) -> str:
+        """Where the workers connect."""
+        return f"ipc://{self.path}/workers"
+
+    @property
+    def client_file(self) -> Path:
+        """Where the user's client lies."""
+        return self.path / "client"
+
+    def remove(self) -> None:
+        """Remove the folder and give up the lock."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.disown()
+
+    def disown(self) -> None:
+        """Give up the lock, for this process or, in a forked copy, for the copy alone."""
+        os.close(self._lock)
+
+
+class Forkserver(mp_forkserver.ForkServer):  # type: ignore[misc] # multiprocess is untyped
+    """A fork server of one Supervisor's own: its preloads, its environment, its guards.
+
+    Args:
+        run_dir: the run folder.
+        preload: modules that it imports once for all workers; one that cannot be imported is an
+            error, not skipped.
+        environment: what the workers see as ``os.environ``.
+    """
+
+    def __init__(self, run_dir: Path, preload: Sequence[str], environment: Mapping[str, str]) -> None:
+        super().__init__()
+        self._run_dir = run_dir
+        self._preload = list(preload)
+        self._environment = dict(environment)
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._alive_w = -1
+        self._starts = 0
+        self.pid = 0
+
+    def ensure_running(self) -> None:
+        """Start the helper unless it runs.
+
+        Raises:
+            SoloistError: a preload cannot be imported; the message names it.
+        """
+        if self._guard is not None:
+            if self._guard.poll() is None:
+                return
+            os.close(self._alive_w)
+        self._starts += 1
+        address = str(self._run_dir / f"forks{self._starts}")
+        alive_r, self._alive_w = os.pipe()
+        report_r, report_w = os.pipe()
+        try:
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(address)
+                listener.listen(128)
+                self._guard = self._start(listener.fileno(), alive_r, report_w)
+        finally:
+            os.close(alive_r)
+            os.close(report_w)
+        with os.fdopen(report_r, "rb") as report:
+            self.pid = self._read_report(report)
+        self._forkserver_address = address
+
+    def connect_to_new_process(self, fds: list[int]) -> tuple[int, int]:
+        """Fork a process that inherits ``fds``: ``(status pipe, data pipe)``.
+
+        Unlike the stock one it passes on neither the pipe that keeps the helper alive, so that
+        the helper's life depends on the supervisor alone, nor a resource tracker's.
+        """
+        self.ensure_running()
+        parent_r, child_w = os.pipe()
+        child_r, parent_w = os.pipe()
+        try:
+            with socket.socket(socket.AF_UNIX) as client, Path(os.devnull).open("rb") as null:
+                client.connect(self._forkserver_address)
+                reduction.sendfds(client, [child_r, child_w, null.fileno(), null.fileno(), *fds])
+        except BaseException:
+            os.close(parent_r)
+            os.close(parent_w)
+            raise
+        finally:
+            os.close(child_r)
+            os.close(child_w)
+        return parent_r, parent_w
+
+    def stop(self, timeout_s: float) -> None:
+        """End the helper; its guards end whatever is left below it."""
+        if self._guard is None:
+            return
+        os.close(self._alive_w)
+        self._guard.terminate()  # a guard that is told cleans up
+        try:
+            self._guard.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self._guard.kill()
+            self._guard.wait()
+        self._guard = None
+
+    def disown(self) -> None:
+        """Forget the helper in a forked copy of this process."""
+        if self._guard is not None:
+            os.close(self._alive_w)
+            self._guard.returncode = 0  # not this process's child
+            self._guard = None
+
+    def _start(self, listener: int, alive: int, report: int) -> subprocess.Popen[bytes]:
+        code = _CODE.format(
+            sys_path=[path or os.getcwd() for path in sys.path],
+            listener=listener,
+            alive=alive,
+            report=report,
+            run_dir=str(self._run_dir),
+            parent=os.getpid(),
+            preload=self._preload,
+        )
+        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined] # noqa: SLF001
+        return subprocess.Popen(
+            [sys.executable, *flags, "-c", code],
+            stdin=subprocess.DEVNULL,
+            stdout=2,  # a worker's print() must not mix with the user's own output
+            pass_fds=(listener, alive, report),
+            env=self._environment,
+        )
+
+    def _read_report(self, report: io.BufferedReader) -> int:
+        if not select.select([report], [], [], _START_S)[0]:
+            raise ClientConnectError(
+                f"the spawning helper imported its preloads for over {_START_S:g} s"
+            )
+        data = report.read()
+        answer = json.loads(data) if data else {"error": "it ended before it was ready"}
+        if "error" in answer:
+            self.stop(1.0)
+            raise ClientConnectError(f"the spawning helper cannot start: {answer['error']}")
+        return int(answer["pid"])
+
+
+class WorkerProcess:
+    """One worker's process, and what it shares with the supervisor.
+
+    Args:
+        number: the worker's number.
+        incarnation: the number of its life.
+        pid: its process id.
+        status: descriptor that gives the exit code once the process has been reaped.
+        ledger: grants and outcomes.
+    """
+
+    def __init__(
+        self, number: int, incarnation: int, pid: int, status: int, ledger: Ledger
+    ) -> None:
+        self.number = number
+        self.incarnation = incarnation
+        self.pid = pid
+        self.ledger = ledger
+        self._status = status
+        self._pidfd = _open_pidfd(pid)
+
+    def fileno(self) -> int:
+        """Descriptor that becomes readable when the process has ended."""
+        return self._status if self._pidfd is None else self._pidfd
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal, if it still lives."""
+        with contextlib.suppress(ProcessLookupError):
+            if self._pidfd is None:
+                os.kill(self.pid, number)  # noqa: TID251 - here alone
+            else:
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    def exitcode(self) -> int | None:
+        """Exit code of the ended process, negative for a signal; ``None`` if nobody knows."""
+        if not select.select([self._status], [], [], _EXITCODE_WAIT_MS / 1000)[0]:
+            return None
+        with contextlib.suppress(EOFError, OSError):
+            return int(mp_forkserver.read_signed(self._status))
+        return None
+
+    def close(self) -> None:
+        """Close every descriptor."""
+        os.close(self._status)
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+        self.ledger.close()
+
+
+class Spawner:
+    """Starts workers on a thread of its own.
+
+    Args:
+        forkserver: where they are forked from.
+        folder: the run folder.
+        isolation: ``"prompt"`` or ``"worker"``.
+        max_payload_bytes: largest encoded answer.
+        on_spawned: gets each started process; called on the spawner's thread.
+        on_failed: gets number, incarnation and error of each start that failed.
+    """
+
+    def __init__(
+        self,
+        forkserver: Forkserver,
+        folder: RunFolder,
+        *,
+        isolation: str,
+        max_payload_bytes: int,
+        on_spawned: Callable[[WorkerProcess], None],
+        on_failed: Callable[[int, int, SoloistError], None],
+    ) -> None:
+        self._forkserver = forkserver
+        self._folder = folder
+        self._isolation = isolation
+        self._max_payload_bytes = max_payload_bytes
+        self._on_spawned = on_spawned
+        self._on_failed = on_failed
+        self._orders: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._run, name="soloist-spawner", daemon=True)
+        self._thread.start()
+
+    def spawn(self, number: int, incarnation: int) -> None:
+        """Order one worker."""
+        self._orders.put((number, incarnation))
+
+    def close(self) -> None:
+        """Start no more; orders that wait fail."""
+        self._is_closed = True
+        self._orders.put(None)
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the thread's end."""
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while (order := self._orders.get()) is not None:
+            number, incarnation = order
+            try:
+                if self._is_closed:
+                    raise SupervisorClosed("the Supervisor is closed", started=False)
+                process = self._start(number, incarnation)
+            except SoloistError as error:
+                self._on_failed(number, incarnation, error)
+            except Exception as error:  # noqa: BLE001 - whatever the system refuses
+                lost = WorkerLost(f"no worker could be started: {error!r}", started=False)
+                self._on_failed(number, incarnation, lost)
+            else:
+                self._on_spawned(process)
+
+    def _start(self, number: int, incarnation: int) -> WorkerProcess:
+        """Fork one worker; after the helper's death again until a new one answers."""
+        deadline = time.monotonic() + _RETRY_S
+        pause = threading.Event()
+        while True:
+            try:
+                return self._fork(number, incarnation)
+            except (EOFError, BrokenPipeError, ConnectionError, FileNotFoundError):
+                if time.monotonic() > deadline:
+                    raise
+                pause.wait(0.02)  # the dying helper's guard is still there for a moment
+
+    def _fork(self, number: int, incarnation: int) -> WorkerProcess:
+        self._forkserver.ensure_running()
+        buffer = io.BytesIO()
+        # No path to a main module here: a worker never imports the user's.
+        reduction.dump({"name": f"soloist-worker-{number}"}, buffer)
+        reduction.dump(self._config(number, incarnation), buffer)
+        ledger = Ledger()
+        try:
+            status, data = self._forkserver.connect_to_new_process(
+                [ledger.grants_r, ledger.outcomes]
+            )
+            with os.fdopen(data, "wb") as pipe:
+                pipe.write(buffer.getbuffer())
+            pid = mp_forkserver.read_signed(status)
+        except BaseException:
+            ledger.close()
+            raise
+        return WorkerProcess(number, incarnation, pid, status, ledger)
+
+
+    def _config(self, number: int, incarnation: int) -> worker_main.WorkerConfig:
+        return worker_main.WorkerConfig(
+            endpoint=self._folder.endpoint,
+            identity=identity(number, incarnation),
+            client_file=str(self._folder.client_file),
+            isolation=self._isolation,
+            max_payload_bytes=self._max_payload_bytes,
+            forkserver=self._forkserver.pid,
+        )
+
+
+def _open_pidfd(pid: int) -> int | None:
+    if not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None  # it has ended already: the status pipe says so, too
+
+
+def _base_folder() -> Path:
+    """Where run folders lie: short enough for a socket's path."""
+    for candidate in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"):  # noqa: S108
+        if candidate and os.access(candidate, os.W_OK | os.X_OK):
+            longest = Path(candidate) / f"{_PREFIX}12345678" / "workers-and-some-room"
+            if len(os.fsencode(longest)) < _MAX_IPC_PATH:
+                return Path(candidate)
+    raise ClientConnectError("no writable folder with a short path for sockets; set TMPDIR")
+
+
+def _remove_abandoned(base: Path) -> None:
+    """Remove the run folders of supervisors that died together with all their guards."""
+    for folder in base.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            status = folder.lstat()
+            if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid():
+                worker_main.remove_abandoned(str(folder))

@@ -1,0 +1,494 @@
+"""The I/O thread: owns every socket, descriptor and timer, and runs the pool's actions.
+
+Callers hand over through a queue and one wake-up; nothing else is shared with them. No user code
+runs here, and nothing here waits except for events.
+
+Invariants: the channel is touched by this thread alone; before it sleeps it has looked at the
+channel's edge-triggered state and at the queue; a worker is forgotten only after everything it
+said, on the channel and in its ledger, has been read.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import selectors
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from typing import Any
+
+from soloist.protocol.errors import (
+    RemoteProtocolError,
+    SlowReader,
+    SoloistError,
+    SupervisorClosed,
+    WorkerLost,
+    from_info,
+)
+from soloist.protocol.messages import Answer, Broken, Failure, Loaded, Ready, Streamed, WireMessage
+from soloist.protocol.messages import Interrupt as InterruptMessage
+from soloist.protocol.messages import Stop as StopMessage
+from soloist.supervisor.channel import Channel
+from soloist.supervisor.pool import (
+    Action,
+    Dispatch,
+    Inspect,
+    Interrupt,
+    Kill,
+    Pool,
+    Revoke,
+    Settle,
+    Spawn,
+    Stop,
+)
+from soloist.supervisor.process import Forkserver, RunFolder, Spawner, WorkerProcess
+from soloist.supervisor.request import Request
+from soloist.supervisor.results import Stats, WorkerStats
+from soloist.supervisor.shutdown import Phase, Shutdown
+
+log = logging.getLogger("soloist.supervisor")
+
+_HELPER_STOP_S = 3.0
+
+
+def _is_outcome(message: object) -> bool:
+    return type(message) is Answer or type(message) is Failure
+
+
+class Reactor:
+    """Runs one pool.
+
+    Args:
+        pool: the decisions.
+        folder: the run folder; removed at the end.
+        forkserver: where workers come from; stopped at the end.
+        isolation: ``"prompt"`` or ``"worker"``.
+        max_payload_bytes: largest encoded prompt or answer.
+        interrupt_grace_s: time for interrupted turns to end.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        folder: RunFolder,
+        forkserver: Forkserver,
+        *,
+        isolation: str,
+        max_payload_bytes: int,
+        interrupt_grace_s: float,
+    ) -> None:
+        self._pool = pool
+        self._folder = folder
+        self._forkserver = forkserver
+        self._isolation = isolation
+        self._max_payload_bytes = max_payload_bytes
+        self._interrupt_grace_s = interrupt_grace_s
+        self._inbox: deque[Request | Callable[[], None]] = deque()
+        self._is_asleep = False
+        self._wake_r, self._wake_w = os.pipe()
+        os.set_blocking(self._wake_r, False)
+        os.set_blocking(self._wake_w, False)
+        self._processes: dict[int, WorkerProcess] = {}
+        self._early: dict[int, list[WireMessage | RemoteProtocolError]] = {}
+        self._shutdown: Shutdown | None = None
+        self._idle_waiters: list[Future[None]] = []
+        self._counts = {"answered": 0, "failed": 0, "cancelled": 0}
+        self._first_worker: Future[None] = Future()
+        self._is_forked = False
+        self.is_closed = threading.Event()
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            Settle: self._do_settle,
+            Dispatch: self._do_dispatch,
+            Spawn: self._do_spawn,
+            Revoke: self._do_revoke,
+            Inspect: self._do_inspect,
+            Interrupt: self._do_interrupt,
+            Stop: self._do_stop,
+            Kill: self._do_kill,
+        }
+        self._thread = threading.Thread(target=self._run, name="soloist-io", daemon=True)
+
+    # -- called from any thread ----------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the thread and the first worker; return when that has loaded the user's code.
+
+        Raises:
+            SoloistError: it could not; everything has been cleaned up again.
+        """
+        self._thread.start()
+        self._post(lambda: self._execute([self._pool.start_worker()]))
+        try:
+            self._first_worker.result()
+        except BaseException:
+            self.close(0.0, at_least=Phase.KILL)
+            self.is_closed.wait()
+            raise
+
+    def submit(self, requests: Iterable[Request]) -> None:
+        """Hand requests over.
+
+        Raises:
+            SupervisorClosed: the thread has ended, or this process is a fork of its owner.
+        """
+        if self.is_closed.is_set():
+            raise SupervisorClosed("the Supervisor is closed", started=False)
+        self._inbox.extend(requests)
+        self._wake()
+        if self.is_closed.is_set():  # it ended just now: nobody will look again
+            self._refuse_rest()
+
+    def cancel(self, requests: Iterable[Request]) -> None:
+        """End these requests early."""
+        rest = list(requests)
+        self._post(lambda: self._cancel(rest))
+
+    def cancel_pending(self) -> None:
+        """End every request that has not started."""
+        self._post(self._cancel_pending)
+
+    def drain(self) -> Future[None]:
+        """Take no more requests; the future is done when all have their outcome."""
+        idle: Future[None] = Future()
+        self._post(lambda: self._drain(idle))
+        return idle
+
+    def close(self, drain_s: float | None, *, at_least: Phase = Phase.DRAIN) -> None:
+        """Begin to close, or close faster; ``is_closed`` is set at the end."""
+        self._post(lambda: self._close(drain_s, at_least))
+
+    def stats(self) -> Stats:
+        """A snapshot taken on the I/O thread."""
+        answer: Future[Stats] = Future()
+        self._post(lambda: answer.set_result(self._stats()))
+        while not self.is_closed.is_set():
+            try:
+                return answer.result(timeout=0.5)
+            except TimeoutError:
+                continue
+        return self._stats()
+
+    def disown(self) -> None:
+        """In a forked copy of the process: be closed, and touch nothing of the owner's."""
+        self._is_forked = True
+        self.is_closed.set()
+        self._folder.disown()
+        self._forkserver.disown()
+
+    def _post(self, call: Callable[[], None]) -> None:
+        self._inbox.append(call)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._is_asleep and not self._is_forked:
+            self._is_asleep = False
+            try:
+                os.write(self._wake_w, b"\0")
+            except OSError:
+                log.debug("the I/O thread has just ended")
+
+    # -- the thread ------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        self._channel = Channel(self._folder.endpoint, max_bytes=self._max_payload_bytes + 65_536)
+        self._spawner = Spawner(
+            self._forkserver,
+            self._folder,
+            isolation=self._isolation,
+            max_payload_bytes=self._max_payload_bytes,
+            on_spawned=lambda process: self._post(lambda: self._spawned(process)),
+            on_failed=lambda *failure: self._post(lambda: self._spawn_failed(*failure)),
+        )
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._wake_r, selectors.EVENT_READ)
+        self._selector.register(self._channel.fileno(), selectors.EVENT_READ)
+        try:
+            while not self._is_over():
+                self._turn()
+        except BaseException:
+            log.exception("the I/O thread failed; everything is being ended")
+            raise
+        finally:
+            self._end()
+
+    def _turn(self) -> None:
+        """One turn: take in what there is, decide, then sleep until there is more."""
+        self._take_inbox()
+        self._take_messages()
+        self._decide(time.monotonic())
+        if self._inbox or self._channel.has_input() or self._is_over():
+            return
+        self._is_asleep = True
+        if self._inbox:  # it came just before the flag
+            self._is_asleep = False
+            return
+        events = self._selector.select(self._timeout())
+        self._is_asleep = False
+        for key, _ in events:
+            if key.fd == self._wake_r:
+                os.read(self._wake_r, 4096)
+            elif key.data is not None:
+                self._exited(key.data)
+
+    def _is_over(self) -> bool:
+        return self._shutdown is not None and self._shutdown.phase is Phase.DONE
+
+    def _timeout(self) -> float | None:
+        times = [self._pool.next_deadline()]
+        if self._shutdown is not None:
+            times.append(self._shutdown.deadline())
+        due = min((t for t in times if t is not None), default=None)
+        return None if due is None or due == float("inf") else max(0.0, due - time.monotonic())
+
+    def _take_inbox(self) -> None:
+        inbox = self._inbox
+        while inbox:
+            item = inbox.popleft()
+            if type(item) is Request:
+                self._execute(self._pool.submit(item))
+            else:
+                item()  # type: ignore[operator]
+
+    def _take_messages(self) -> None:
+        while (received := self._channel.receive()) is not None:
+            number, incarnation, messages = received
+            worker = self._pool.workers.get(number)
+            if worker is None or worker.incarnation != incarnation:
+                continue  # an earlier incarnation's last words
+            if number not in self._processes:
+                self._early.setdefault(number, []).extend(messages)
+                continue
+            self._handle_all(number, messages)
+
+    def _handle_all(self, number: int, messages: list[Any]) -> None:
+        """Take in what one worker said, outcomes that follow each other together."""
+        for is_outcome, group in itertools.groupby(messages, _is_outcome):
+            if is_outcome:
+                self._execute(self._pool.answered(number, group, time.monotonic()))
+            else:
+                for message in group:
+                    self._handle(number, message)
+
+    def _handle(self, number: int, message: WireMessage | RemoteProtocolError) -> None:
+        match message:
+            case Streamed():
+                self._streamed(number, message)
+            case Loaded():
+                self._pool.loaded(
+                    number, message.pid, is_interruptible=message.is_interruptible
+                )
+                self._first_worker_is(None)
+            case Ready():
+                self._pool.ready(number)
+            case Broken():
+                error = from_info(message.error)
+                self._first_worker_is(error)
+                self._execute(self._pool.broken(number, error))
+            case _:
+                log.error("worker %d broke the protocol and is killed: %s", number, message)
+                self._do_kill(Kill(number))
+
+    def _decide(self, now: float) -> None:
+        self._run_to_end(lambda: self._pool.expire(now))
+        self._run_to_end(lambda: self._pool.assign(now))
+        if self._idle_waiters and not self._pool.outstanding:
+            for waiter in self._idle_waiters:
+                waiter.set_result(None)
+            self._idle_waiters.clear()
+        if self._shutdown is not None:
+            self._advance_shutdown(self._shutdown, now)
+
+    def _run_to_end(self, decide: Callable[[], list[Action]]) -> None:
+        """Execute decisions; after a revocation, decide again on what is known then."""
+        while actions := decide():
+            self._execute(actions)
+            if not any(type(action) in {Revoke, Inspect} for action in actions):
+                return
+
+    # -- actions -----------------------------------------------------------------------------------
+
+    def _execute(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            self._handlers[type(action)](action)
+
+    def _do_settle(self, action: Settle) -> None:
+        outcome = action.outcome
+        kind = "answered" if type(outcome) is Answer else "failed"
+        if getattr(outcome, "code", "") == "request_cancelled":
+            kind = "cancelled"
+        self._counts[kind] += 1
+        action.request.settle(outcome)
+
+    def _do_dispatch(self, action: Dispatch) -> None:
+        process = self._processes[action.number]
+        process.ledger.grant(action.run.leases)
+        # If it is gone its exit is about to be seen, and then what it did not claim waits again.
+        self._channel.send(process.number, process.incarnation, action.run)
+
+    def _do_spawn(self, action: Spawn) -> None:
+        self._spawner.spawn(action.number, action.incarnation)
+
+    def _do_revoke(self, action: Revoke) -> None:
+        process = self._processes[action.number]
+        self._pool.revoked(action.number, process.ledger.take_back(), time.monotonic())
+
+    def _do_inspect(self, action: Inspect) -> None:
+        self._handle_all(action.number, self._processes[action.number].ledger.read())
+
+    def _do_interrupt(self, action: Interrupt) -> None:
+        process = self._processes[action.number]
+        message = InterruptMessage(action.lease)
+        self._channel.send(process.number, process.incarnation, message)
+
+    def _do_stop(self, action: Stop) -> None:
+        process = self._processes.get(action.number)
+        if process is None:
+            return  # it is killed as soon as it is known
+        if not self._channel.send(process.number, process.incarnation, StopMessage()):
+            process.signal(signal.SIGKILL)  # it has not even connected
+
+    def _do_kill(self, action: Kill) -> None:
+        self._processes[action.number].signal(signal.SIGKILL)
+
+    # -- events --------------------------------------------------------------------------------------
+
+    def _spawned(self, process: WorkerProcess) -> None:
+        number = process.number
+        self._processes[number] = process
+        self._selector.register(process.fileno(), selectors.EVENT_READ, process)
+        if self._shutdown is not None and self._shutdown.phase >= Phase.STOP:
+            process.signal(signal.SIGKILL)
+        self._handle_all(number, self._early.pop(number, []))
+
+    def _spawn_failed(self, number: int, incarnation: int, error: SoloistError) -> None:
+        del incarnation
+        log.warning("worker %d could not be started: %s", number, error)
+        self._first_worker_is(error)
+        self._execute(self._pool.broken(number, error))
+        self._execute(self._pool.exited(number, None, (), time.monotonic()))
+
+    def _exited(self, process: WorkerProcess) -> None:
+        """A worker's process has ended: read all it left, then let the pool decide."""
+        self._selector.unregister(process.fileno())
+        self._take_messages()
+        number = process.number
+        self._handle_all(number, process.ledger.read())
+        unclaimed = process.ledger.take_back()
+        exitcode = process.exitcode()
+        worker = self._pool.workers[number]
+        log.info("%r exited with code %s", worker, exitcode)
+        del self._processes[number]
+        process.close()
+        self._execute(self._pool.exited(number, exitcode, unclaimed, time.monotonic()))
+        self._first_worker_is(
+            WorkerLost(f"the first worker died while it loaded the client (code {exitcode})",
+                       exitcode=exitcode)
+        )
+
+    def _streamed(self, number: int, message: Streamed) -> None:
+        leases = self._pool.workers[number].leases
+        if not leases or leases[0].lease != message.lease or leases[0].outcome is not None:
+            return
+        request = leases[0]
+        if not request.sink.stream(request, message.message):
+            error = SlowReader("the reader of the stream fell too far behind")
+            self._cancel([request], error)
+
+    def _first_worker_is(self, error: SoloistError | None) -> None:
+        if self._first_worker.done():
+            return
+        if error is None:
+            self._first_worker.set_result(None)
+        else:
+            self._first_worker.set_exception(error)
+
+    # -- orders from callers ---------------------------------------------------------------------------
+
+    def _cancel(self, requests: list[Request], error: SoloistError | None = None) -> None:
+        for request in requests:
+            now = time.monotonic()
+            self._run_to_end(lambda r=request, t=now: self._pool.cancel(r, t, error))  # type: ignore[misc]
+
+    def _cancel_pending(self) -> None:
+        self._execute(self._pool.revoke_all())
+        self._execute(self._pool.cancel_pending())
+
+    def _drain(self, idle: Future[None]) -> None:
+        self._pool.close_intake("the Supervisor is draining and takes no more requests")
+        self._idle_waiters.append(idle)
+
+    def _close(self, drain_s: float | None, at_least: Phase) -> None:
+        now = time.monotonic()
+        self._pool.close_intake("the Supervisor is closed")
+        if self._shutdown is None:
+            self._shutdown = Shutdown(now, drain_s=drain_s, interrupt_s=self._interrupt_grace_s)
+        self._shutdown.hurry(now, drain_s=drain_s, to=at_least)
+
+    def _advance_shutdown(self, shutdown: Shutdown, now: float) -> None:
+        while True:
+            phase = shutdown.advance(now, busy=self._pool.busy, alive=len(self._pool.workers))
+            match phase:
+                case None | Phase.DONE:
+                    return
+                case Phase.INTERRUPT:
+                    self._execute(self._pool.revoke_all())
+                    self._execute(self._pool.abort(now))
+                case Phase.STOP:
+                    self._execute(self._pool.stop_workers())
+                case Phase.TERM | Phase.KILL:
+                    number = signal.SIGTERM if phase is Phase.TERM else signal.SIGKILL
+                    for process in self._processes.values():
+                        process.signal(number)
+                case Phase.DRAIN:
+                    raise AssertionError("closing never goes back")
+
+    def _stats(self) -> Stats:
+        pool = self._pool
+        return Stats(
+            size=pool.size,
+            workers=tuple(
+                WorkerStats(w.number, w.incarnation, w.pid, w.state.value, len(w.leases), w.answered)
+                for w in sorted(pool.workers.values(), key=lambda w: w.number)
+            ),
+            queued=pool.queued,
+            running=pool.running,
+            restarts=pool.restarts,
+            is_closed=self._shutdown is not None,
+            **self._counts,
+        )
+
+    # -- the end -----------------------------------------------------------------------------------------
+
+    def _end(self) -> None:
+        """Leave nothing behind, also if this thread failed."""
+        self._spawner.close()
+        self._forkserver.stop(_HELPER_STOP_S)
+        self._spawner.join(_HELPER_STOP_S)
+        self._first_worker_is(SupervisorClosed("the Supervisor is closed", started=False))
+        for process in self._processes.values():
+            process.close()
+        self._selector.close()
+        self._channel.close()
+        self._folder.remove()
+        self.is_closed.set()
+        self._refuse_rest()
+        for waiter in self._idle_waiters:
+            waiter.set_result(None)
+        os.close(self._wake_r)
+        wake_w, self._wake_w = self._wake_w, -1
+        os.close(wake_w)
+
+    def _refuse_rest(self) -> None:
+        """Settle what was handed over too late."""
+        while self._inbox:
+            item = self._inbox.popleft()
+            if type(item) is Request:
+                closed = SupervisorClosed("the Supervisor is closed", started=False)
+                item.settle(closed)
+            else:
+                item()  # type: ignore[operator]

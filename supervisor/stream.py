@@ -1,0 +1,57 @@
+"""The bounded stream of one request's messages, from the I/O thread to its reader.
+
+Invariant: the buffer never holds more than ``max_bytes``; a reader that falls behind by more
+costs its own request and nobody else's.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+from soloist.supervisor.request import Request
+
+
+class Stream:
+    """Messages of one request, as they arrive.
+
+    Args:
+        max_bytes: most bytes that wait for the reader.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._messages: deque[bytes] = deque()
+        self._bytes = 0
+        self._settled: Request | None = None
+        self._condition = threading.Condition()
+
+    def next(self) -> bytes | None:
+        """Wait for the next encoded message; ``None`` when the request has its outcome."""
+        with self._condition:
+            while not self._messages and self._settled is None:
+                self._condition.wait()
+            if not self._messages:
+                return None
+            message = self._messages.popleft()
+            self._bytes -= len(message)
+            return message
+
+    # -- the I/O thread's side ---------------------------------------------------------------
+
+    def settle(self, request: Request) -> None:
+        """The request has its outcome."""
+        with self._condition:
+            self._settled = request
+            self._condition.notify()
+
+    def stream(self, request: Request, message: bytes) -> bool:
+        """Take one message; ``False`` if the reader is too far behind for it."""
+        del request
+        with self._condition:
+            if self._messages and self._bytes + len(message) > self._max_bytes:
+                return False
+            self._messages.append(message)
+            self._bytes += len(message)
+            self._condition.notify()
+            return True

@@ -1,0 +1,211 @@
+"""From what the user named as ``client`` to a file that every worker can load.
+
+Owns the resolution of registered names (entry points ``soloist.clients``), the check of options
+before anything is spawned, and the serialization by value. The only place in the supervisor that
+pickles; nothing here reads what came over a network.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, NamedTuple
+
+import cloudpickle
+import dill
+
+from soloist.protocol import clientfile
+from soloist.protocol.clientfile import ClientFile
+from soloist.protocol.errors import (
+    ClientNotFound,
+    ClientNotSerializable,
+    InvalidOptions,
+    SoloistError,
+)
+
+GROUP = "soloist.clients"
+_METHODS = ("connect", "query", "receive_response", "interrupt", "disconnect")
+
+
+class Client(NamedTuple):
+    """A client that is ready to travel: the file's bytes, and what to import beforehand."""
+
+    data: bytes
+    preload: tuple[str, ...]
+
+
+def prepare(client: object, options: Mapping[str, Any]) -> Client:
+    """Resolve, check and serialize.
+
+    Args:
+        client: a registered name, a class or factory of the client contract, or any callable
+            ``prompt -> str``.
+        options: keyword arguments of the client, or of each call of a callable.
+
+    Raises:
+        ClientNotFound: no such name, or its package is not installed.
+        InvalidOptions: an option is unknown or refused.
+        ClientNotSerializable: neither cloudpickle nor dill can carry it; the culprit is named.
+    """
+    if isinstance(client, str):
+        entry = _find(client)
+        target = _load(entry)
+        kind, reference = _kind(target), entry.value
+    elif callable(client):
+        target, kind, reference = client, _kind(client), ""
+    else:
+        raise InvalidOptions(
+            "client is a registered name, a class, a factory or a callable, not "
+            f"{type(client).__name__}"
+        )
+    _check_options(target, kind, dict(options))
+    value = (None if reference else target, dict(options))
+    pickler, code = _dump(value)
+    preload = tuple(getattr(target, "preload", ()))
+    if reference:
+        preload = (reference.partition(":")[0], *preload)
+    return Client(clientfile.pack(ClientFile(kind, reference, pickler, code)), preload)
+
+
+def _find(name: str) -> EntryPoint:
+    found = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if name in found:
+        return found[name]
+    near = difflib.get_close_matches(name, found, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    known = ", ".join(sorted(found)) or "none: is soloist installed?"
+    raise ClientNotFound(f"no client is registered as {name!r}{hint} Known: {known}", started=False)
+
+
+def _load(entry: EntryPoint) -> Any:
+    try:
+        return entry.load()
+    except SoloistError:
+        raise
+    except Exception as error:
+        raise ClientNotFound(
+            f"the client {entry.name!r} ({entry.value}) cannot be imported: "
+            f"{type(error).__name__}: {error}",
+            started=False,
+        ) from error
+
+
+def _kind(target: Any) -> str:
+    """``"contract"`` for a class or factory of clients, ``"function"`` for ``prompt -> str``.
+
+    A class with the contract's methods and a callable that needs no argument make clients;
+    whatever needs one is called with the prompt.
+    """
+    if inspect.isclass(target):
+        missing = [name for name in _METHODS if not callable(getattr(target, name, None))]
+        if missing:
+            raise InvalidOptions(
+                f"the class {target.__qualname__} is no client: it has no {', '.join(missing)}; "
+                "pass an instance with __call__ if you meant a callable"
+            )
+        return "contract"
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):  # some builtins have no signature
+        return "function"
+    positional = {
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    }
+    needs_prompt = any(
+        parameter.kind is inspect.Parameter.VAR_POSITIONAL
+        or (parameter.kind in positional and parameter.default is inspect.Parameter.empty)
+        for parameter in parameters
+    )
+    return "function" if needs_prompt else "contract"
+
+
+def _check_options(target: Any, kind: str, options: dict[str, Any]) -> None:
+    for name in options:
+        if not isinstance(name, str):
+            raise InvalidOptions(f"option names are str, not {type(name).__name__}")
+    check = getattr(target, "check_options", None)
+    try:
+        if callable(check):
+            check(**options)
+        signature = inspect.signature(target)
+        signature.bind(*([""] if kind == "function" else []), **options)
+    except SoloistError:
+        raise
+    except TypeError as error:
+        name = getattr(target, "__qualname__", type(target).__name__)
+        raise InvalidOptions(f"{name}: {error}") from error
+    except ValueError:
+        return  # no signature to check against
+
+
+def _dump(value: tuple[Any, dict[str, Any]]) -> tuple[str, bytes]:
+    """Serialize by value: cloudpickle first, dill second (it carries locks and lru_cache)."""
+    reasons: list[str] = []
+    for name, dump in _PICKLERS:
+        try:
+            return name, dump(value)
+        except Exception as error:  # noqa: BLE001, PERF203 - picklers raise anything
+            reasons.append(f"{name}: {type(error).__name__}: {error}")
+    culprit = _culprit(value)
+    raise ClientNotSerializable(
+        f"the client cannot travel to a worker: {culprit}. Create it inside the function or "
+        f"client instead of capturing it. ({'; '.join(reasons)})",
+        started=False,
+    )
+
+
+def _dill_dumps(value: object) -> bytes:
+    data: bytes = dill.dumps(value, recurse=True, byref=False)
+    return data
+
+
+_PICKLERS: tuple[tuple[str, Callable[[object], bytes]], ...] = (
+    ("cloudpickle", cloudpickle.dumps),
+    ("dill", _dill_dumps),
+)
+
+
+def _culprit(value: tuple[Any, dict[str, Any]]) -> str:
+    """Name the innermost captured thing that no pickler carries."""
+    target, options = value
+    found = _search("options", options, depth=4) or _search("client", target, depth=4)
+    return found or "something in it cannot be serialized"
+
+
+def _search(name: str, value: Any, depth: int) -> str | None:
+    if _travels(value):
+        return None
+    if depth:
+        for inner_name, inner in _parts(value):
+            found = _search(f"{name} -> {inner_name}" if name else inner_name, inner, depth - 1)
+            if found:
+                return found
+    return f"{name} (a {type(value).__module__}.{type(value).__qualname__}) cannot be serialized"
+
+
+def _travels(value: Any) -> bool:
+    for _, dump in _PICKLERS:
+        try:
+            dump(value)
+        except Exception:  # noqa: BLE001, PERF203, S112 - picklers raise anything
+            continue
+        return True
+    return False
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """What a value would drag along, by the name the user gave it."""
+    if isinstance(value, dict):
+        yield from ((str(key), item) for key, item in value.items())
+    elif inspect.isfunction(value):
+        variables = inspect.getclosurevars(value)
+        yield from {**variables.nonlocals, **variables.globals}.items()
+    elif inspect.ismethod(value):
+        yield "self", value.__self__
+    elif inspect.isclass(value):
+        yield from ((name, item) for name, item in vars(value).items() if name[:2] != "__")
+    else:
+        yield from getattr(value, "__dict__", {}).items()

@@ -1,0 +1,6 @@
+"""Hypothesis without deadlines: a busy machine is no defect of the code."""
+
+import hypothesis
+
+hypothesis.settings.register_profile("soloist", deadline=None)
+hypothesis.settings.load_profile("soloist")

@@ -1,0 +1,158 @@
+"""Hypothesis strategies for everything that crosses the wire, valid and not."""
+
+import msgpack
+from hypothesis import strategies as st
+
+from soloist.protocol import content as c
+from soloist.protocol import messages as m
+from soloist.protocol.errors import ErrorInfo
+
+MAX_INT = 2**64 - 1
+
+texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
+numbers = st.integers(0, MAX_INT)
+durations = st.floats(0, 1e18)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), MAX_INT)
+    | st.floats(allow_nan=False)
+    | texts
+    | st.binary(max_size=8)
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=8,
+)
+maps = st.dictionaries(texts, values, max_size=3)
+
+errors = st.builds(ErrorInfo, texts, texts, st.booleans(), st.none() | st.booleans(), maps)
+
+
+def _with_tuples(value):
+    """As the codec gives a value in a wire message: arrays are tuples."""
+    if isinstance(value, list):
+        return tuple(_with_tuples(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    return value
+
+
+tuple_errors = errors.map(lambda info: info._replace(details=_with_tuples(info.details)))
+leases = st.builds(m.Lease, numbers, st.binary(max_size=20), st.booleans())
+WIRE = {
+    m.Run: st.builds(m.Run, st.lists(leases, max_size=4).map(tuple), numbers),
+    m.Interrupt: st.builds(m.Interrupt, numbers),
+    m.Stop: st.builds(m.Stop),
+    m.Loaded: st.builds(m.Loaded, numbers, numbers, st.booleans()),
+    m.Ready: st.builds(m.Ready),
+    m.Broken: st.builds(m.Broken, tuple_errors),
+    m.Streamed: st.builds(m.Streamed, numbers, st.binary(max_size=20)),
+    m.Answer: st.builds(
+        m.Answer, numbers, durations | numbers, texts, numbers, st.binary(max_size=20)
+    ),
+    m.Failure: st.builds(m.Failure, numbers, durations | numbers, tuple_errors),
+}
+wire_messages = st.one_of(*WIRE.values())
+
+tool_inputs = maps
+BLOCKS = {
+    c.TextBlock: st.builds(c.TextBlock, texts),
+    c.ThinkingBlock: st.builds(c.ThinkingBlock, texts, texts),
+    c.ToolUseBlock: st.builds(c.ToolUseBlock, texts, texts, tool_inputs),
+    c.ToolResultBlock: st.builds(
+        c.ToolResultBlock,
+        texts,
+        st.none() | texts | st.lists(maps, max_size=2),
+        st.none() | st.booleans(),
+    ),
+    c.ServerToolUseBlock: st.builds(c.ServerToolUseBlock, texts, texts, tool_inputs),
+    c.ServerToolResultBlock: st.builds(c.ServerToolResultBlock, texts, maps),
+}
+unknown_blocks = st.builds(lambda block, name: {**block, "type": f"X{name}"}, maps, texts)
+blocks = st.lists(st.one_of(*BLOCKS.values(), unknown_blocks), max_size=3)
+_text = st.none() | texts
+_map = st.none() | maps
+_list = st.none() | st.lists(texts, max_size=2)
+CONTENT = {
+    c.UserMessage: st.builds(c.UserMessage, texts | blocks, _text, _text, _map, _map),
+    c.AssistantMessage: st.builds(
+        c.AssistantMessage,
+        blocks,
+        texts,
+        parent_tool_use_id=_text,
+        usage=_map,
+        stop_reason=_text,
+        user_message_uuids=_list,
+    ),
+    c.SystemMessage: st.builds(c.SystemMessage, texts, maps),
+    c.StreamEvent: st.builds(c.StreamEvent, texts, texts, maps, _text, _text, _list),
+    c.ResultMessage: st.builds(
+        c.ResultMessage,
+        texts,
+        numbers,
+        numbers,
+        st.booleans(),
+        numbers,
+        texts,
+        total_cost_usd=st.none() | durations,
+        usage=_map,
+        result=_text,
+        structured_output=values,
+        permission_denials=st.none() | st.lists(maps, max_size=2),
+        errors=_list,
+        api_error_status=st.none() | st.integers(100, 599),
+        user_message_uuids=_list,
+    ),
+}
+content_messages = st.one_of(*CONTENT.values())
+
+
+def prompts():
+    """Texts, and lists of content blocks as the Messages API has them."""
+    block = st.builds(lambda fields, kind: {**fields, "type": kind}, maps, texts)
+    return texts | st.lists(block, max_size=3)
+
+
+# What msgpack can say but no peer of ours may.
+_foreign = st.sampled_from([msgpack.ExtType(5, b"x"), msgpack.Timestamp(1, 2), float("nan")])
+_keys = texts | st.binary(max_size=3) | st.integers(-5, 5) | st.booleans() | st.none()
+garbage_values = st.recursive(
+    scalars | _foreign,
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(_keys, inner, max_size=4),
+    max_leaves=12,
+)
+_near_messages = st.builds(lambda tag, rest: [tag, *rest], st.integers(-1, 10), st.lists(values))
+_typed_maps = st.builds(
+    lambda fields, kind: {**fields, "type": kind},
+    st.dictionaries(
+        st.sampled_from(["content", "text", "model", "subtype", "data", "id", "name", "input"]),
+        garbage_values,
+    ),
+    st.sampled_from([cls.__name__ for cls in (*CONTENT, *BLOCKS)]) | garbage_values,
+)
+_packed = (garbage_values | _near_messages | _typed_maps | st.lists(_typed_maps, max_size=2)).map(
+    msgpack.packb
+)
+_valid = st.one_of(wire_messages, prompts(), maps).map(msgpack.packb)
+
+
+@st.composite
+def _damaged(draw):
+    """Valid bytes, cut short, prolonged, or with one byte changed."""
+    data = bytearray(draw(_valid | _packed))
+    i = draw(st.integers(0, len(data) - 1))
+    how = draw(st.sampled_from(["cut", "flip", "insert", "extend"]))
+    if how == "cut":
+        del data[i:]
+    elif how == "flip":
+        data[i] ^= draw(st.integers(1, 255))
+    elif how == "insert":
+        data.insert(i, draw(st.integers(0, 255)))
+    else:
+        data += draw(st.binary(min_size=1, max_size=4))
+    return bytes(data)
+
+
+garbage = st.binary(max_size=60) | _packed | _damaged()

@@ -1,0 +1,147 @@
+"""Entry points of the processes below a supervisor: the forkserver and each worker.
+
+Owns the order of a start: guards first, then preloads, then the fork server's loop; in a worker
+the death signal first, then the channel, then the user's code, then the client. Nothing here
+imports the user's main module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import gc
+import importlib
+import inspect
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+from multiprocess import forkserver as mp_forkserver
+from multiprocess import resource_tracker
+
+from soloist.protocol.errors import SoloistError
+from soloist.protocol.messages import VERSION, Loaded
+from soloist.worker import guard, loop, usercode
+from soloist.worker.channel import Channel
+from soloist.worker.clients.function import AsyncFunctionClient
+from soloist.worker.host import Host
+from soloist.worker.ledger import Claims, Ledger
+
+remove_abandoned = guard.remove_abandoned
+
+
+def serve_forks(
+    listener: int, alive: int, report: int, run_dir: str, parent: int, preload: list[str]
+) -> None:
+    """Become the forkserver of one Supervisor, below its guards.
+
+    Args:
+        listener: descriptor of the listening socket for fork requests.
+        alive: read end of a pipe; its end of file means that the supervisor wants no more.
+        report: write end of a pipe; gets one JSON object, ``{"pid": ...}`` or ``{"error": ...}``.
+        run_dir: the run folder, removed by the guards if the supervisor is gone.
+        parent: the supervisor's pid.
+        preload: modules to import once, for all workers.
+    """
+    guard.stand(run_dir, parent)
+    error = _preload(preload)
+    answer = {"error": error} if error else {"pid": os.getpid()}
+    os.write(report, json.dumps(answer).encode())
+    os.close(report)
+    if error:
+        sys.exit(1)
+    gc.collect()
+    gc.freeze()  # keeps the collector from touching, and so copying, every inherited page
+    mp_forkserver.main(listener, alive, [])
+
+
+def _preload(modules: list[str]) -> str:
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # noqa: BLE001 - whatever a module raises is reported
+            return f"{name}: {type(error).__name__}: {error}"
+    return ""
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerConfig:
+    """All that a worker is told at its start; its descriptors are passed beside it.
+
+    The fork server's child unpickles this and calls ``_bootstrap``, as it does with any process
+    object of ``multiprocess``.
+    """
+
+    endpoint: str
+    identity: bytes
+    client_file: str
+    isolation: str
+    max_payload_bytes: int
+    forkserver: int
+
+    def _bootstrap(self, _parent_sentinel: int) -> int:
+        grants, outcomes = mp_forkserver.get_inherited_fds()
+        return run(self, grants=grants, outcomes=outcomes)
+
+
+def run(config: WorkerConfig, *, grants: int, outcomes: int) -> int:
+    """Be a worker until told to stop; the process's exit code.
+
+    Args:
+        config: see there.
+        grants: read end of the grant pipe.
+        outcomes: the ledger's file.
+    """
+    _become_worker(config)
+    with Channel(config.endpoint, config.identity) as channel:
+        desk = loop.Desk(channel, Claims(grants), Ledger(outcomes), config.max_payload_bytes)
+        try:
+            serve = _prepare(config, desk)
+        except SoloistError as error:
+            desk.give_up(error)
+            return 1
+        is_interruptible = serve.func is not _run_sync
+        channel.send(Loaded(VERSION, os.getpid(), is_interruptible))
+        return 0 if serve() else 1
+
+
+def _become_worker(config: WorkerConfig) -> None:
+    guard.adopt_orphans()
+    guard.die_with_parent(config.forkserver)
+    os.setpgid(0, 0)
+    # A handler, not SIG_IGN: what is ignored stays ignored in the programs that a client starts.
+    signal.signal(signal.SIGINT, lambda *_: None)
+    # The descriptors in these places are stand-ins; the user's own multiprocessing starts anew.
+    mp_forkserver._forkserver._forkserver_alive_fd = None  # noqa: SLF001
+    resource_tracker._resource_tracker._fd = None  # noqa: SLF001
+
+
+def _prepare(config: WorkerConfig, desk: loop.Desk) -> functools.partial[Any]:
+    """Load the user's code and say how it is to be served."""
+    code = usercode.load(config.client_file)
+    if code.kind == "contract":
+        host = Host(code.new_client, isolation=config.isolation)
+        return functools.partial(_run_async, desk, host)
+    if _is_async(code.target):
+        make = functools.partial(AsyncFunctionClient, code.target, code.options)
+        return functools.partial(_run_async, desk, Host(make, isolation=config.isolation))
+    call = functools.partial(code.target, **code.options) if code.options else code.target
+    return functools.partial(_run_sync, desk, call)
+
+
+def _run_async(desk: loop.Desk, host: Host) -> bool:
+    return asyncio.run(loop.run_async(desk, host))
+
+
+def _run_sync(desk: loop.Desk, call: Any) -> bool:
+    loop.run_sync(desk, call)
+    return True
+
+
+def _is_async(target: Any) -> bool:
+    return inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(
+        getattr(target, "__call__", None)  # noqa: B004 - an instance with async __call__
+    )
