@@ -8,9 +8,10 @@ finished. The file is a run of records from offset 0; each append also writes a 
 
 Record: ``magic u32 | lease u64 | length u32 | crc32 u32 | payload``, the checksum over all else.
 
-Invariants: leases ascend, as a worker finishes them in order. What a SIGKILL cut short ends the
-run, wherever it struck: in a payload or a header (the checksum tells), or between a record and
-its end mark (what is left of an older record has a lower lease).
+Invariants: leases ascend, as a worker finishes them in order; :data:`NO_LEASE` stands for what
+belongs to none and is the last that a worker writes. What a SIGKILL cut short ends the run,
+wherever it struck: in a payload or a header (the checksum tells), or between a record and its end
+mark (what is left of an older record has a lower lease).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import Iterator
 
 HEADER = struct.Struct("<IQII")
 END = bytes(HEADER.size)
+NO_LEASE = 0
 _MAGIC = 0x534F4C4F
 _SUMMED = struct.Struct("<IQI")
 
@@ -35,11 +37,11 @@ def record(lease: int, payload: bytes) -> bytes:
 def scan(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Yield ``(lease, payload)`` of each whole record from the start of ``data``."""
     offset = 0
-    last = 0
-    while len(data) - offset >= HEADER.size:
+    last = -1
+    while last != NO_LEASE and len(data) - offset >= HEADER.size:
         magic, lease, length, checksum = HEADER.unpack_from(data, offset)
         start = offset + HEADER.size
-        if magic != _MAGIC or lease <= last or length > len(data) - start:
+        if magic != _MAGIC or NO_LEASE < lease <= last or length > len(data) - start:
             return
         payload = data[start : start + length]
         summed = zlib.crc32(data[offset : offset + _SUMMED.size])

@@ -42,8 +42,6 @@ from soloist.supervisor.window import Window
 ClientLike = str | type | Callable[..., Any]
 Isolation = Literal["prompt", "worker"]
 
-_HAND_OVER = 64
-"""Prompts pulled before they are handed over together."""
 _PULL_S = 0.001
 """How long input is pulled while a finished result waits to be yielded."""
 _EXIT_WAIT_S = 15.0
@@ -254,9 +252,9 @@ class Supervisor:
         return future
 
     def query(self, prompt: Prompt, *, timeout_s: float | None = None) -> Iterator[Message]:
-        """Send one prompt and stream its messages as they arrive, in a new conversation.
+        """Stream the messages of one prompt, as they arrive, in a new conversation.
 
-        The last message is a ``ResultMessage``. Closing the iterator interrupts the turn.
+        Lazy, as every iterator here: the prompt is sent when the first message is asked for. The last message is a ``ResultMessage``. Closing the iterator interrupts the turn.
 
         Raises:
             InvalidOptions: the Supervisor keeps its conversations (``isolation="worker"``).
@@ -264,10 +262,8 @@ class Supervisor:
         """
         if self._isolation != "prompt":
             raise InvalidOptions('query begins a new conversation: it needs isolation="prompt"')
-        stream = Stream(self._stream_buffer_bytes)
-        request = self._request(prompt, stream, 0, timeout_s, is_streamed=True)
-        self._reactor.submit((request,))
-        return self._read(stream, request)
+        codec.encode_prompt(prompt, self._max_payload_bytes)
+        return self._read(prompt, timeout_s)
 
     # -- the whole -----------------------------------------------------------------------------------
 
@@ -390,7 +386,10 @@ class Supervisor:
         finally:
             self._reactor.cancel(window.unsettled())
 
-    def _read(self, stream: Stream, request: Request) -> Iterator[Message]:
+    def _read(self, prompt: Prompt, timeout_s: float | None) -> Iterator[Message]:
+        stream = Stream(self._stream_buffer_bytes)
+        request = self._request(prompt, stream, 0, timeout_s, is_streamed=True)
+        self._reactor.submit((request,))
         count = 0
         try:
             while (data := stream.next()) is not None:
@@ -406,7 +405,7 @@ class Supervisor:
 
 
 class _Puller:
-    """Pulls a ``map``'s input in the consumer's thread and hands it over in portions."""
+    """Pulls a ``map``'s input in the consumer's thread; each prompt is handed over at once."""
 
     def __init__(
         self,
@@ -426,22 +425,16 @@ class _Puller:
         if self._is_exhausted or not self._window.has_room():
             return
         until = time.monotonic() + _PULL_S
-        batch: list[Request] = []
-        try:
-            while self._window.has_room():
-                entry = next(self._prompts, None)
-                if entry is None:
-                    self._is_exhausted = True
-                    return
-                self._put(*entry, batch)
-                if len(batch) >= _HAND_OVER or time.monotonic() > until:
-                    self._hand_over(batch)
-                    if self._window.is_ready() and time.monotonic() > until:
-                        return
-        finally:
-            self._hand_over(batch)
+        while self._window.has_room():
+            entry = next(self._prompts, None)
+            if entry is None:
+                self._is_exhausted = True
+                return
+            self._put(*entry)
+            if self._window.is_ready() and time.monotonic() > until:
+                return
 
-    def _put(self, index: int, prompt: Prompt, batch: list[Request]) -> None:
+    def _put(self, index: int, prompt: Prompt) -> None:
         window = self._window
         try:
             request = self._supervisor._request(prompt, window, index, self._timeout_s)  # noqa: SLF001
@@ -451,12 +444,7 @@ class _Puller:
             request.settle(error)
             return
         window.put(request)
-        batch.append(request)
-
-    def _hand_over(self, batch: list[Request]) -> None:
-        if batch:
-            self._supervisor._reactor.submit(batch)  # noqa: SLF001
-            batch.clear()
+        self._supervisor._reactor.submit((request,))  # noqa: SLF001
 
 
 def _result_or_error(request: Request) -> Result | SoloistError:

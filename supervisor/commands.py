@@ -7,15 +7,15 @@ was wrong or the client is not there, 128 + n ended by signal n.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import click
 
+from soloist import __version__
 from soloist.protocol.content import Map, Message, to_map
 from soloist.protocol.errors import (
     ClientNotFound,
@@ -25,13 +25,11 @@ from soloist.protocol.errors import (
     TooManyWorkers,
 )
 from soloist.supervisor import prompts_file
+from soloist.supervisor.api import Supervisor
 from soloist.supervisor.map_run import MapRun, Tally
 from soloist.supervisor.prompts_file import Format, OutputError, PromptParser
 from soloist.supervisor.stop_signals import KillNow, StopNow, StopSignals
 from soloist.supervisor.terminal import AnswerPrinter, MapReport
-
-if TYPE_CHECKING:
-    from soloist.supervisor.api import Supervisor
 
 _FAILED = 1
 _USAGE = 2
@@ -103,20 +101,6 @@ def run(arguments: Sequence[str]) -> int:
         return 130
 
 
-def make_supervisor(**settings: Any) -> Supervisor:
-    """Start the Supervisor of a command; its libraries are not needed for ``--help``."""
-    from soloist.supervisor.api import Supervisor  # noqa: PLC0415
-
-    return Supervisor(**settings)
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("soloist")
-    except importlib.metadata.PackageNotFoundError:
-        return "(not installed)"
-
-
 def _parse_settings(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> Map:
     """Turn ``key=value`` pairs into client options."""
     settings = {}
@@ -161,7 +145,7 @@ def _client_options(command: Callable[..., int]) -> Callable[..., int]:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
-@click.version_option(_version(), "-V", "--version", message="%(prog)s %(version)s")
+@click.version_option(__version__, "-V", "--version", message="%(prog)s %(version)s")
 def soloist() -> None:
     """Run many agent conversations at once, each in a process of its own.
 
@@ -247,9 +231,9 @@ def map_command(
                 in_flight=size if timeout_s else window,
                 timeout_s=timeout_s,
                 with_prompt=not no_prompt,
-                on_progress=report.update,
                 on_stopping=lambda: report.say("Finishing what runs; Ctrl-C again stops now."),
             )
+            report.follow(job.tally)
             signals.be_gentle(job.stop)
             tally = job.run()
             signals.be_abrupt()
@@ -310,7 +294,7 @@ def _guarded(body: Callable[[StopSignals], int]) -> int:
 @contextlib.contextmanager
 def _started(**settings: Any) -> Iterator[Supervisor]:
     """Give a Supervisor; close it in order if all went well, at once if not."""
-    supervisor = make_supervisor(**settings)
+    supervisor = Supervisor(**settings)
     try:
         yield supervisor
         supervisor.close(_CLOSE_S)

@@ -17,7 +17,7 @@ import tempfile
 
 from soloist.protocol import codec, ledger
 from soloist.protocol.errors import RemoteProtocolError
-from soloist.protocol.messages import Answer, Broken, Failure, Lease
+from soloist.protocol.messages import Answer, Broken, Failure, Lease, Loaded
 
 _NUMBER = struct.Struct("=Q")
 
@@ -45,19 +45,16 @@ class Ledger:
             pass
         return taken
 
-    def read(self) -> list[Answer | Failure | Broken]:
-        """Every outcome in the ledger, in order, and why the client broke if it did.
-
-        For reading after the worker's death.
-        """
+    def read(self) -> list[Answer | Failure | Loaded | Broken]:
+        """What the worker made safe, in order: outcomes, and how far its client came."""
         data = os.pread(self.outcomes, os.fstat(self.outcomes).st_size, 0)
-        outcomes: list[Answer | Failure | Broken] = []
+        outcomes: list[Answer | Failure | Loaded | Broken] = []
         for _, payload in ledger.scan(data):
             try:
                 message = codec.decode(payload)
             except RemoteProtocolError:
                 break
-            if isinstance(message, Answer | Failure | Broken):
+            if isinstance(message, Answer | Failure | Loaded | Broken):
                 outcomes.append(message)
         return outcomes
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import resource
+import threading
 
 from soloist.protocol.errors import InvalidOptions, TooManyWorkers
 
@@ -11,30 +11,40 @@ _PER_WORKER = 6  # pidfd, status, both ends of the grants, ledger, its socket co
 _BASE = 64
 
 
-def check_counts(**values: int) -> None:
-    """Refuse what is not a whole number of at least 1.
+def check_counts(least: int = 1, /, **values: object) -> None:
+    """Refuse what is not a whole number of at least ``least``.
 
     Raises:
         InvalidOptions: naming the argument.
     """
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InvalidOptions(f"{name} must be a whole number of at least 1, not {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InvalidOptions(
+                f"{name} must be a whole number of at least {least}, not {value!r}"
+            )
 
 
-def check_seconds(**values: float | None) -> None:
+def check_seconds(**values: object) -> None:
     """Refuse what is neither ``None`` nor a number of seconds of at least 0.
 
     Raises:
         InvalidOptions: naming the argument.
     """
+    check_limited_seconds(**{name: value for name, value in values.items() if value is not None})
+
+
+def check_limited_seconds(**values: object) -> None:
+    """Refuse what is not a number of seconds of at least 0; ``None``, no limit, included.
+
+    Raises:
+        InvalidOptions: naming the argument.
+    """
     for name, value in values.items():
-        if value is None:
-            continue
+        # Not-a-number is not at least anything.
         if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-            raise InvalidOptions(f"{name} must be seconds, at least 0, or None, not {value!r}")
-        if math.isinf(value):
-            raise InvalidOptions(f"{name} must be finite; use None for no limit")
+            raise InvalidOptions(f"{name} must be seconds, at least 0, not {value!r}")
+        if value > threading.TIMEOUT_MAX:
+            raise InvalidOptions(f"{name} must be below {threading.TIMEOUT_MAX:.0e} s: {value!r}")
 
 
 def reserve_descriptors(size: int) -> None:

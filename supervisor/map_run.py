@@ -1,7 +1,8 @@
 """One run of ``soloist map``: records in, result lines out in the same order.
 
 Owns the prompts that are on their way: when the next is read and handed to the Supervisor, and
-when an outcome is written. Knows no file format, no option and no terminal.
+when an outcome is written. Knows no file format, no option and no terminal. An error that every
+further prompt would meet too (the client is not installed) ends the run and is reported once.
 
 It stands on ``submit`` rather than ``imap``, because ``imap`` pulls its input in the thread that
 takes the results: an input that pauses (a pipe, a terminal) would withhold finished answers.
@@ -46,6 +47,9 @@ _HOPELESS = (
     RestartLimitReached,
     SupervisorClosed,
 )
+"""Errors that every further prompt would meet too: they end the run."""
+_NOT_BEGUN = (RequestCancelled, *_HOPELESS)
+"""Errors that, at the run's early end, say of a prompt only that it never began."""
 
 
 class Runner(Protocol):
@@ -104,8 +108,10 @@ class MapRun:
         in_flight: prompts that the Supervisor may hold at once, queued or running.
         timeout_s: seconds from handing a prompt over to its outcome.
         with_prompt: whether result lines repeat the prompt.
-        on_progress: called with the tally after each line.
         on_stopping: called when the run follows :meth:`stop`.
+
+    Attributes:
+        tally: how far the run has come; any thread may look.
     """
 
     def __init__(
@@ -119,7 +125,6 @@ class MapRun:
         in_flight: int,
         timeout_s: float | None = None,
         with_prompt: bool = True,
-        on_progress: Callable[[Tally], None] = lambda _: None,
         on_stopping: Callable[[], None] = lambda: None,
     ) -> None:
         self.tally = Tally()
@@ -131,7 +136,6 @@ class MapRun:
         self._in_flight_limit = in_flight
         self._timeout_s = timeout_s
         self._with_prompt = with_prompt
-        self._on_progress = on_progress
         self._on_stopping = on_stopping
         self._input = _Input.IDLE
         self._is_stopping = False
@@ -265,14 +269,14 @@ class MapRun:
             )
 
     def _fail(self, slot: _Slot, error: BaseException) -> None:
-        if self._is_stopping and isinstance(error, RequestCancelled) and error.started is False:
+        if isinstance(error, _HOPELESS) and self.tally.failure is None:
+            self.tally.failure = error
+            self._stop()
+        if self._is_stopping and isinstance(error, _NOT_BEGUN) and error.started is False:
             self._settle(slot, b"")
             return
         line = prompts_file.error_line(slot.record, error, with_prompt=self._with_prompt)
         self._settle(slot, line)
-        if isinstance(error, _HOPELESS) and self.tally.failure is None:
-            self.tally.failure = error
-            self._stop()
 
     # The output.
 
@@ -295,4 +299,3 @@ class MapRun:
             self.tally.answered += 1
         else:
             self.tally.failed += 1
-        self._on_progress(self.tally)

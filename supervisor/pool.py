@@ -38,15 +38,18 @@ from soloist.supervisor.request import Outcome, Request
 from soloist.supervisor.restart import RestartPolicy
 
 BATCH_S = 0.002
-"""Measured service time that may wait at a busy worker, so that it need not wait for us; slow
-prompts wait there one at a time. All of it is revocable."""
+"""Measured service time that may wait at a busy worker, so that it need not wait for us. Slow
+prompts never wait there: the next free worker takes them, in order."""
 MAX_BATCH = 256
 """Most requests that wait at one worker."""
 MAX_BATCH_BYTES = 256 * 1024
 """Payload bytes after which no more requests are put into one message."""
+SYNC_GRACE_S = 0.05
+"""A sync callable cannot be interrupted: this long it may end by itself, then its worker is
+replaced."""
 INSPECT_AFTER_S = 0.004
-"""How long a worker's first lease may go without news before its ledger is read, and an idle
-worker gets what waits behind it."""
+"""How long a worker's first lease may go without news before its ledger is read and what waits
+behind it is taken back."""
 
 
 class Spawn(NamedTuple):
@@ -173,7 +176,8 @@ class Pool:
         self._queued = 0  # entries of _queue that are not settled yet
         self._idle: dict[int, Worker] = {}
         self._roomy: dict[int, Worker] = {}  # busy, with room for requests that wait there
-        self._depth = 1  # how many may wait at a busy worker
+        self._depth = 0  # how many may wait at a busy worker
+        self._inspect_at = float("inf")
         self._service_s = 1.0  # moving estimate; quick to rise, slow to fall
         self._tailed: dict[int, Worker] = {}  # more than one lease
         self._interrupting: dict[int, Worker] = {}
@@ -242,8 +246,10 @@ class Pool:
     # -- events from workers ---------------------------------------------------------------
 
     def loaded(self, number: int, pid: int, *, is_interruptible: bool) -> None:
-        """The worker has loaded the user's code and connects its client."""
+        """The worker has loaded the user's code and connects its client; heard twice is once."""
         worker = self.workers[number]
+        if worker.pid:
+            return
         worker.advance(WorkerEvent.LOADED)
         worker.pid = pid
         worker.is_interruptible = is_interruptible
@@ -257,9 +263,12 @@ class Pool:
     def broken(self, number: int, error: SoloistError) -> list[Action]:
         """The worker's client cannot start; the worker exits by itself.
 
-        If no worker has a client that works, everybody who waits is told at once.
+        If no worker has a client that works, everybody who waits is told at once. Heard twice is
+        once.
         """
         worker = self.workers[number]
+        if worker.broken is not None:
+            return []
         worker.advance(WorkerEvent.BROKEN)
         worker.broken = error
         self._file(worker)
@@ -297,12 +306,10 @@ class Pool:
         self._file(worker)
         return actions
 
-    def revoked(self, number: int, leases: Iterable[int], now: float) -> None:
+    def revoked(self, number: int, leases: Iterable[int]) -> None:
         """These leases were taken back before the worker claimed them: they wait again."""
         worker = self.workers[number]
         taken = set(leases)
-        if not taken:
-            worker.head_since = now  # it got on with its work; no need to ask again at once
         worker.claimed = max(
             (request.lease for request in worker.leases if request.lease not in taken),
             default=worker.claimed,
@@ -322,7 +329,7 @@ class Pool:
         """
         worker = self.workers[number]
         if worker.leases:
-            self.revoked(number, unclaimed, now)
+            self.revoked(number, unclaimed)
         is_ours = worker.state is WorkerState.STOPPING and worker.broken is None
         worker.advance(WorkerEvent.EXITED)
         lost = list(worker.leases)
@@ -351,12 +358,14 @@ class Pool:
         1. An idle worker: it runs there.
         2. No idle worker and fewer than ``size``: another worker is started.
         3. Busy workers with room: it waits there, revocable, in equal shares.
-        4. Nothing waits, and a worker has been silent for long with more than one lease: its
-           ledger is read, and if another worker is idle, what waits behind is taken back.
+        4. A worker with more than one lease has been silent for long: its ledger is read, and
+           what waits behind the first lease is taken back.
         5. No worker is left and none may be started: everybody who waits is told.
         """
+        if now >= self._inspect_at and (silent := self._inspect(now)):  # 4
+            return silent
         if not self._queued:
-            return self._inspect(now)
+            return []
         runs: dict[int, list[Lease]] = {}
         while self._queued and self._idle:  # 1
             _, worker = self._idle.popitem()
@@ -397,9 +406,9 @@ class Pool:
                 actions.append(self._kill(worker))
         return actions
 
-    def next_deadline(self) -> float | None:
-        """When ``assign`` and ``expire`` want to be called even if nothing happens."""
-        times: list[float] = [
+    def next_deadline(self) -> float:
+        """When ``assign`` and ``expire`` want to be called if nothing happens; may be never."""
+        times = [
             worker.interrupt_by
             for worker in self._interrupting.values()
             if worker.interrupt_by is not None
@@ -408,13 +417,8 @@ class Pool:
             times.append(self._deadlines[0][0])
         if self._queued and len(self.workers) < self.size:
             times.append(self._restart.not_before())
-        if not self._queued:
-            times += [
-                worker.head_since + INSPECT_AFTER_S
-                for worker in self._tailed.values()
-                if self._idle or worker.inspected != worker.leases[0].lease
-            ]
-        return min(times, default=None)
+        times.append(self._inspect_at)
+        return min(times)
 
     # -- closing -----------------------------------------------------------------------------
 
@@ -490,20 +494,19 @@ class Pool:
         return Spawn(number, incarnation)
 
     def _inspect(self, now: float) -> list[Action]:
-        """What waits behind a request that turned out slow must not wait for it.
+        """Nothing waits behind a request that turned out slow.
 
-        Neither outcomes that the worker has but did not send yet, nor requests that an idle
-        worker could run.
+        Neither outcomes that the worker has but did not send yet, nor requests that others could
+        run. The worker gets no more until that request has ended.
         """
         actions: list[Action] = []
-        for worker in self._tailed.values():
-            if now - worker.head_since < INSPECT_AFTER_S:
-                continue
-            if worker.inspected != worker.leases[0].lease:
+        self._inspect_at = float("inf")
+        for worker in list(self._tailed.values()):
+            if worker.head_since + INSPECT_AFTER_S <= now:
                 worker.inspected = worker.leases[0].lease
-                actions.append(Inspect(worker.number))
-            elif self._idle:
-                actions.append(Revoke(worker.number))
+                worker.head_since = now  # asked once; if it moves on meanwhile, again later
+                actions += [Inspect(worker.number), Revoke(worker.number)]
+            self._file(worker)
         return actions
 
     def _learn(self, duration_s: float) -> None:
@@ -511,7 +514,7 @@ class Pool:
         estimate = self._service_s
         estimate += (duration_s - estimate) * (1.0 if duration_s > estimate else 0.1)
         self._service_s = estimate
-        depth = min(MAX_BATCH, max(1, int(BATCH_S / (estimate + 1e-6))))
+        depth = min(MAX_BATCH, int(BATCH_S / (estimate + 1e-6)))
         if depth != self._depth:
             self._depth = depth
             for worker in self.workers.values():
@@ -520,12 +523,11 @@ class Pool:
     def _interrupt(self, worker: Worker, request: Request, now: float) -> list[Action]:
         if worker.interrupt_by is not None:
             return []
-        worker.interrupt_by = now + self._interrupt_grace_s
+        grace_s = self._interrupt_grace_s
+        worker.interrupt_by = now + (grace_s if worker.is_interruptible else min(grace_s, SYNC_GRACE_S))
         self._interrupting[worker.number] = worker
         self._file(worker)
-        if not worker.is_interruptible:
-            return [self._kill(worker)]
-        return [Interrupt(worker.number, request.lease)]
+        return [Interrupt(worker.number, request.lease)] if worker.is_interruptible else []
 
     def _kill(self, worker: Worker) -> Kill:
         worker.interrupt_by = float("inf")
@@ -542,10 +544,15 @@ class Pool:
         if worker.is_open:
             if not worker.leases:
                 self._idle[number] = worker
-            elif len(worker.leases) <= self._depth and not is_full:
+            elif (
+                len(worker.leases) <= self._depth
+                and worker.inspected != worker.leases[0].lease
+                and not is_full
+            ):
                 self._roomy[number] = worker
         if len(worker.leases) > 1:
             self._tailed[number] = worker
+            self._inspect_at = min(self._inspect_at, worker.head_since + INSPECT_AFTER_S)
 
     def _forget(self, worker: Worker) -> None:
         del self.workers[worker.number]

@@ -39,6 +39,8 @@ from soloist.supervisor.channel import identity
 from soloist.supervisor.ledger import Ledger
 from soloist.worker import main as worker_main
 
+RUN_VARIABLE = "SOLOIST_RUN_DIR"
+"""In the environment of everything that a Supervisor starts: tells its processes from others'."""
 _PREFIX = "soloist-"
 _MAX_IPC_PATH = 107
 _START_S = 60.0
@@ -105,7 +107,7 @@ class Forkserver(mp_forkserver.ForkServer):  # type: ignore[misc] # multiprocess
         super().__init__()
         self._run_dir = run_dir
         self._preload = list(preload)
-        self._environment = dict(environment)
+        self._environment = {**environment, RUN_VARIABLE: str(run_dir)}
         self._guard: subprocess.Popen[bytes] | None = None
         self._alive_w = -1
         self._starts = 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 import selectors
 import signal
@@ -239,11 +240,10 @@ class Reactor:
         return self._shutdown is not None and self._shutdown.phase is Phase.DONE
 
     def _timeout(self) -> float | None:
-        times = [self._pool.next_deadline()]
+        due = self._pool.next_deadline()
         if self._shutdown is not None:
-            times.append(self._shutdown.deadline())
-        due = min((t for t in times if t is not None), default=None)
-        return None if due is None or due == float("inf") else max(0.0, due - time.monotonic())
+            due = min(due, self._shutdown.deadline())
+        return None if due == math.inf else max(0.0, due - time.monotonic())
 
     def _take_inbox(self) -> None:
         inbox = self._inbox
@@ -335,7 +335,7 @@ class Reactor:
 
     def _do_revoke(self, action: Revoke) -> None:
         process = self._processes[action.number]
-        self._pool.revoked(action.number, process.ledger.take_back(), time.monotonic())
+        self._pool.revoked(action.number, process.ledger.take_back())
 
     def _do_inspect(self, action: Inspect) -> None:
         self._handle_all(action.number, self._processes[action.number].ledger.read())

@@ -9,6 +9,7 @@ twice.
 from __future__ import annotations
 
 import enum
+import math
 
 
 class Phase(enum.IntEnum):
@@ -57,19 +58,17 @@ class Shutdown:
     def hurry(self, now: float, *, drain_s: float | None, to: Phase = Phase.DRAIN) -> None:
         """Shorten what is left of the drain, or skip ahead to a harsher phase."""
         if self.phase is Phase.DRAIN and drain_s is not None:
-            left = self.deadline()
-            wanted = now + drain_s
-            if left is None or wanted < left:
-                self._limits[Phase.DRAIN] = wanted - self._entered
+            deadline = min(self.deadline(), now + drain_s)
+            self._limits[Phase.DRAIN] = deadline - self._entered
         if self.phase < to:
             for phase in Phase:
                 if self.phase <= phase < to:
                     self._limits[phase] = 0.0
 
-    def deadline(self) -> float | None:
-        """When the present phase ends by itself; ``None`` for never."""
+    def deadline(self) -> float:
+        """When the present phase ends by itself; infinite for never."""
         limit = self._limits.get(self.phase)
-        return None if limit is None else self._entered + limit
+        return math.inf if limit is None else self._entered + limit
 
     def advance(self, now: float, *, busy: int, alive: int) -> Phase | None:
         """Give the next phase if it is time for it.
@@ -81,8 +80,7 @@ class Shutdown:
         """
         if self.phase is Phase.DONE:
             return None
-        deadline = self.deadline()
-        is_over = deadline is not None and now >= deadline
+        is_over = now >= self.deadline()
         is_finished = not alive if self.phase >= Phase.STOP else not busy
         if not (is_over or is_finished):
             return None

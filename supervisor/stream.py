@@ -1,7 +1,8 @@
 """The bounded stream of one request's messages, from the I/O thread to its reader.
 
-Invariant: the buffer never holds more than ``max_bytes``; a reader that falls behind by more
-costs its own request and nobody else's.
+Invariants: the buffer never holds more than ``max_bytes``, or one message if that alone is more;
+a reader that falls behind by more costs its own request and nobody else's; what is read has no
+gaps, for nothing is taken any more after a message that was refused.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ class Stream:
         self._max_bytes = max_bytes
         self._messages: deque[bytes] = deque()
         self._bytes = 0
+        self._is_behind = False
         self._settled: Request | None = None
         self._condition = threading.Condition()
 
@@ -50,6 +52,8 @@ class Stream:
         del request
         with self._condition:
             if self._messages and self._bytes + len(message) > self._max_bytes:
+                self._is_behind = True
+            if self._is_behind:
                 return False
             self._messages.append(message)
             self._bytes += len(message)

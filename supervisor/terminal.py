@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -35,7 +35,6 @@ from soloist.protocol.content import (
 )
 from soloist.supervisor.map_run import Tally
 
-_REDRAW_S = 0.1
 _RATE_OVER_S = 300.0
 
 
@@ -56,8 +55,8 @@ class MapReport:
     def __init__(self, *, has_bar: bool, has_words: bool, total: int | None) -> None:
         self._console = error_console()
         self._has_words = has_words
-        self._began = self._drawn = time.monotonic()
-        self._progress = Progress(
+        self._began = time.monotonic()
+        self._progress = _TallyProgress(
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             _RateColumn(),
@@ -71,7 +70,7 @@ class MapReport:
             redirect_stderr=False,
             speed_estimate_period=_RATE_OVER_S,
         )
-        self._task = self._progress.add_task("", total=total, failed=0)
+        self._progress.add_task("", total=total, failed=0)
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -80,14 +79,9 @@ class MapReport:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def update(self, tally: Tally) -> None:
-        """Show how far the run is; cheap enough to be called for every line."""
-        now = time.monotonic()
-        if now - self._drawn < _REDRAW_S:
-            return
-        self._drawn = now
-        done = tally.answered + tally.failed
-        self._progress.update(self._task, completed=done, failed=tally.failed)
+    def follow(self, tally: Tally) -> None:
+        """Show how far the run with this tally is, from now on."""
+        self._progress.tally = tally
 
     def say(self, words: str) -> None:
         """Tell the person something, above the bar."""
@@ -105,6 +99,18 @@ class MapReport:
         if tally.cost_usd:
             parts.append(f"${tally.cost_usd:,.4f}")
         self.say(", ".join(parts) + (f" -> {target}" if target != "-" else ""))
+
+
+class _TallyProgress(Progress):
+    """Looks at the run's tally whenever it is drawn, so that the run need not report a line."""
+
+    tally: Tally | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        if self.tally is not None:
+            done = self.tally.answered + self.tally.failed
+            self.update(self.task_ids[0], completed=done, failed=self.tally.failed)
+        yield from super().get_renderables()
 
 
 class _RateColumn(ProgressColumn):
@@ -127,7 +133,8 @@ class AnswerText:
     """Puts an answer's text together from its messages, each part once.
 
     With streaming on, an agent sends its text twice: in pieces and then whole. What the pieces
-    have shown already is left out of the whole. The words of sub-agents are not the answer's.
+    have shown already is left out of the whole. What sub-agents say is not the answer, nor is the
+    text of an error, which is reported as such.
 
     Args:
         write: takes the next piece of text.
@@ -144,13 +151,13 @@ class AnswerText:
         match message:
             case StreamEvent(parent_tool_use_id=None, event=event):
                 self._take_event(event)
-            case AssistantMessage(parent_tool_use_id=None, content=blocks):
+            case AssistantMessage(parent_tool_use_id=None, error=None, content=blocks):
                 text = "".join(block.text for block in blocks if isinstance(block, TextBlock))
                 self._take_whole(text)
                 self._is_apart |= any(isinstance(block, ToolUseBlock) for block in blocks)
             case UserMessage():
                 self._is_apart = True
-            case ResultMessage(result=str(text)) if not self._last:
+            case ResultMessage(is_error=False, result=str(text)) if not self._last:
                 self._put(text)
             case _:
                 pass

@@ -7,8 +7,15 @@ pickles; nothing here reads what came over a network.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import functools
 import inspect
+import io
+import subprocess
+import sys
+import threading
+import types
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NamedTuple
@@ -60,10 +67,10 @@ def prepare(client: object, options: Mapping[str, Any]) -> Client:
             "client is a registered name, a class, a factory or a callable, not "
             f"{type(client).__name__}"
         )
-    _check_options(target, kind, dict(options))
+    _check_options(target, kind, options)
     value = (None if reference else target, dict(options))
     pickler, code = _dump(value)
-    preload = tuple(getattr(target, "preload", ()))
+    preload = _preload(target)
     if reference:
         preload = (reference.partition(":")[0], *preload)
     return Client(clientfile.pack(ClientFile(kind, reference, pickler, code)), preload)
@@ -76,7 +83,9 @@ def _find(name: str) -> EntryPoint:
     near = difflib.get_close_matches(name, found, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     known = ", ".join(sorted(found)) or "none: is soloist installed?"
-    raise ClientNotFound(f"no client is registered as {name!r}{hint} Known: {known}", started=False)
+    raise ClientNotFound(
+        f"no client is registered as {name!r}{hint} (known: {known})", started=False
+    )
 
 
 def _load(entry: EntryPoint) -> Any:
@@ -122,7 +131,18 @@ def _kind(target: Any) -> str:
     return "function" if needs_prompt else "contract"
 
 
-def _check_options(target: Any, kind: str, options: dict[str, Any]) -> None:
+def _preload(target: object) -> tuple[str, ...]:
+    """The modules that a client wants imported beforehand; its attribute may be anything."""
+    preload = getattr(target, "preload", ())
+    if isinstance(preload, list | tuple):
+        return tuple(name for name in preload if isinstance(name, str))
+    return ()
+
+
+def _check_options(target: Any, kind: str, options: Mapping[str, Any]) -> None:
+    """Have the client check the values and its signature the names."""
+    if not isinstance(options, Mapping):
+        raise InvalidOptions(f"options are a mapping, not {type(options).__name__}")
     for name in options:
         if not isinstance(name, str):
             raise InvalidOptions(f"option names are str, not {type(name).__name__}")
@@ -130,15 +150,21 @@ def _check_options(target: Any, kind: str, options: dict[str, Any]) -> None:
     try:
         if callable(check):
             check(**options)
-        signature = inspect.signature(target)
-        signature.bind(*([""] if kind == "function" else []), **options)
+        _bind(target, [""] if kind == "function" else [], options)
     except SoloistError:
         raise
-    except TypeError as error:
+    except Exception as error:  # the client's own check may raise anything
         name = getattr(target, "__qualname__", type(target).__name__)
-        raise InvalidOptions(f"{name}: {error}") from error
-    except ValueError:
-        return  # no signature to check against
+        raise InvalidOptions(f"{name}: {str(error) or type(error).__name__}") from error
+
+
+def _bind(target: Any, prompt: list[str], options: Mapping[str, Any]) -> None:
+    """Raise ``TypeError`` if ``target`` cannot be called like that."""
+    try:
+        signature = inspect.signature(target)
+    except (TypeError, ValueError):  # some builtins have none
+        return
+    signature.bind(*prompt, **options)
 
 
 def _dump(value: tuple[Any, dict[str, Any]]) -> tuple[str, bytes]:
@@ -147,7 +173,7 @@ def _dump(value: tuple[Any, dict[str, Any]]) -> tuple[str, bytes]:
     for name, dump in _PICKLERS:
         try:
             return name, dump(value)
-        except Exception as error:  # noqa: BLE001, PERF203 - picklers raise anything
+        except Exception as error:  # noqa: BLE001 - picklers raise anything
             reasons.append(f"{name}: {type(error).__name__}: {error}")
     culprit = _culprit(value)
     raise ClientNotSerializable(
@@ -157,9 +183,27 @@ def _dump(value: tuple[Any, dict[str, Any]]) -> tuple[str, bytes]:
     )
 
 
+class _Dill(dill.Pickler):  # type: ignore[misc] # dill is untyped
+    """dill, but for what it would carry as a dead copy of something alive here."""
+
+    def save(self, obj: Any, save_persistent_id: bool = True) -> None:  # noqa: FBT001, FBT002
+        if isinstance(obj, threading.Thread | subprocess.Popen) or _is_written(obj):
+            raise TypeError(f"cannot pickle {type(obj).__name__!r} object")
+        super().save(obj, save_persistent_id)
+
+
+def _is_written(value: Any) -> bool:
+    """Whether it is a file open for writing: two processes would write over each other."""
+    standard = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
+    if not isinstance(value, io.TextIOWrapper | io.BufferedIOBase | io.RawIOBase):
+        return False
+    return not isinstance(value, io.BytesIO) and value not in standard and value.writable()
+
+
 def _dill_dumps(value: object) -> bytes:
-    data: bytes = dill.dumps(value, recurse=True, byref=False)
-    return data
+    buffer = io.BytesIO()
+    _Dill(buffer, recurse=True, byref=False).dump(value)
+    return buffer.getvalue()
 
 
 _PICKLERS: tuple[tuple[str, Callable[[object], bytes]], ...] = (
@@ -190,7 +234,7 @@ def _travels(value: Any) -> bool:
     for _, dump in _PICKLERS:
         try:
             dump(value)
-        except Exception:  # noqa: BLE001, PERF203, S112 - picklers raise anything
+        except Exception:  # noqa: BLE001, S112 - picklers raise anything
             continue
         return True
     return False
@@ -198,14 +242,37 @@ def _travels(value: Any) -> bool:
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     """What a value would drag along, by the name the user gave it."""
-    if isinstance(value, dict):
-        yield from ((str(key), item) for key, item in value.items())
-    elif inspect.isfunction(value):
-        variables = inspect.getclosurevars(value)
-        yield from {**variables.nonlocals, **variables.globals}.items()
-    elif inspect.ismethod(value):
-        yield "self", value.__self__
-    elif inspect.isclass(value):
-        yield from ((name, item) for name, item in vars(value).items() if name[:2] != "__")
-    else:
-        yield from getattr(value, "__dict__", {}).items()
+    match value:
+        case dict():
+            yield from ((str(key), item) for key, item in value.items())
+        case list() | tuple() | set() | frozenset():
+            yield from ((f"[{i}]", item) for i, item in enumerate(value))
+        case types.FunctionType():
+            yield from _captured(value)
+        case types.MethodType():
+            yield "self", value.__self__
+        case functools.partial():
+            yield from (("func", value.func), ("args", value.args), ("keywords", value.keywords))
+        case type():
+            yield from ((name, item) for name, item in vars(value).items() if name[:2] != "__")
+        case _:
+            yield from getattr(value, "__dict__", {}).items()
+
+
+def _captured(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    """A function's variables from outside, and its defaults."""
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # not assigned yet
+            yield name, cell.cell_contents
+    for name in _names(function.__code__):
+        if name in function.__globals__:
+            yield name, function.__globals__[name]
+    for name, parameter in inspect.signature(function).parameters.items():
+        yield name, parameter.default
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            yield from _names(inner)

@@ -40,7 +40,7 @@ class Window:
         self._unfinished: dict[int, Request] = {}  # unordered only
         self._count = 0
         self._bytes = 0  # of prompts; written by the consumer alone
-        self._answer_bytes = 0  # of settled answers; written by the I/O thread alone
+        self._answer_bytes = 0  # of settled answers; those are settled by the I/O thread alone
         self._taken_bytes = 0  # of answers taken; written by the consumer alone
         self._is_waiting = False
         self._awaited: Request | None = None
@@ -104,18 +104,22 @@ class Window:
 
     def finished(self) -> list[Request]:
         """What has its outcome and was not taken."""
-        return [request for request in self._inside if request.outcome is not None]
+        return [request for request in tuple(self._inside) if request.outcome is not None]
 
     # -- the I/O thread's side ---------------------------------------------------------------
 
     def settle(self, request: Request) -> None:
-        """Take note of an outcome and wake the consumer if it waits for it."""
-        self._answer_bytes += _size(request)
+        """Take note of an outcome and wake the consumer if it waits for it.
+
+        The consumer calls it, too, for a prompt that cannot be sent.
+        """
+        is_error = type(request.outcome) is not Answer
+        if not is_error:
+            self._answer_bytes += _size(request)
+        elif self.first_error is None:
+            self.first_error = request
         if not self._is_ordered:
             self._inside.append(request)
-        is_error = type(request.outcome) is not Answer
-        if is_error and self.first_error is None:
-            self.first_error = request
         if self._is_waiting and (is_error or self._awaited is None or self._awaited is request):
             self._is_waiting = False
             self._wakeup.set()

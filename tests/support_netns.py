@@ -28,6 +28,10 @@ _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
 _NAMESPACE_FD = "SOLOIST_TEST_NAMESPACE_FD"
 
 
+STUB_PORT = 8000
+"""A port that is free in every namespace: nothing else lives there."""
+
+
 class IsolationUnavailable(Exception):
     """This machine grants no network namespace; the message says why."""
 
@@ -77,6 +81,27 @@ def run_isolated(
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
+def agent_environment(folder: Path, port: int = STUB_PORT) -> dict[str, str]:
+    """The whole environment of a script that starts the real agent CLI against the API stub.
+
+    Args:
+        folder: scratch folder; it becomes the home and holds the CLI's configuration.
+        port: where the script lets ``tests.api_stub`` listen.
+    """
+    return {
+        "PATH": os.defpath,
+        "HOME": str(folder),
+        "TMPDIR": str(folder),
+        "CLAUDE_CONFIG_DIR": str(folder / "config"),
+        "ANTHROPIC_BASE_URL": f"http://127.0.0.1:{port}",
+        "ANTHROPIC_API_KEY": "dummy",
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        "DISABLE_TELEMETRY": "1",
+        "DISABLE_AUTOUPDATER": "1",
+        "DISABLE_ERROR_REPORTING": "1",
+    }
+
+
 @functools.cache
 def _unshare_command() -> tuple[str, ...]:
     """The way of making a namespace that works here: as root, else in a user namespace."""
@@ -98,7 +123,7 @@ def _kill_all_in(namespace: str) -> None:
             process.kill()
         except psutil.NoSuchProcess:
             continue
-    psutil.wait_procs(killed, timeout=5)
+    psutil.wait_procs(killed, timeout=1)
 
 
 def _namespace_of(process: psutil.Process) -> str | None:

@@ -2,7 +2,8 @@
 
 Each state is a method of :class:`Host` that is awaited to its end before the next begins:
 ``connect``, ``turn``, ``renew``, ``disconnect``; ``interrupt`` alone may come amid a turn. So
-there are never two clients, nor two turns, at once.
+there are never two clients, nor two turns, at once. The client is the user's code: whatever it
+raises becomes a :class:`SoloistError`, and nothing that it leaves hanging holds the host up.
 
 Invariant: when ``turn`` has returned or raised, no message of that turn can reach another: the
 client has been drained to the end of the turn, or it is marked for renewal.
@@ -13,13 +14,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from soloist.protocol import codec, content
 from soloist.protocol.errors import (
     ClientConnectError,
     ClientError,
+    InvalidPrompt,
     RateLimited,
     ResultNotSerializable,
     SoloistError,
@@ -31,6 +33,11 @@ INTERRUPT_REPEAT_S = 0.5
 """An interrupt in the first moment of a turn may be lost by the client: it is repeated."""
 DISCONNECT_S = 3.0
 """How long a client may take to disconnect before the host goes on without it."""
+RESET_S = 10.0
+"""How long a client may take to reset before it is replaced."""
+CANCEL_S = 1.0
+"""How long what was cut off may take to notice it."""
+RATE_LIMIT_STATUS = 429
 
 
 class Host:
@@ -39,13 +46,18 @@ class Host:
     Args:
         new_client: builds a client that is not connected.
         isolation: ``"prompt"`` for a new conversation per prompt, ``"worker"`` to keep it.
+
+    Raises:
+        SoloistError: the client cannot be built; what is not typed becomes
+            ``ClientConnectError``.
     """
 
     def __init__(self, new_client: Callable[[], Any], *, isolation: str) -> None:
         self._new_client = new_client
         self._is_fresh_per_prompt = isolation == "prompt"
-        self._client = new_client()
+        self._client = self._built()
         self._is_spoilt = False
+        self._is_in_turn = False
         self._interrupts: asyncio.Task[None] | None = None
 
     async def connect(self) -> None:
@@ -58,9 +70,10 @@ class Host:
             await self._client.connect()
         except SoloistError:
             raise
-        except Exception as error:
-            cause = client_error(error)
-            raise ClientConnectError(f"the client could not connect: {cause}") from error
+        except BaseException as error:
+            if _is_ours(error):
+                raise
+            raise _no_client("connect", error) from error
 
     async def turn(
         self, lease: int, prompt: codec.Prompt, on_message: Callable[[bytes], None] | None
@@ -76,39 +89,34 @@ class Host:
             SoloistError: the client's typed error; anything else it raised, as ``ClientError``.
         """
         started = time.monotonic()
+        turn = _Turn(on_message)
+        self._is_in_turn = True
         try:
-            maps, encoded = await self._receive(prompt, on_message)
-        except ClientError:
-            self._is_spoilt = not getattr(self._client, "is_connected", True)
+            await self._client.query(prompt)
+            await turn.receive(self._client.receive_response())
+        except (ClientError, InvalidPrompt):  # the client's own word: its turn is over
+            self._is_spoilt = not self._is_connected()
             raise
         except SoloistError:
             self._is_spoilt = True
             raise
-        except asyncio.CancelledError as error:
-            self._is_spoilt = True
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise  # the worker is stopping
-            raise ClientError("the client's turn was cancelled from within") from error
-        except Exception as error:
+        except BaseException as error:
             self._is_spoilt = True  # who knows what it left in the pipe
+            if _is_ours(error):
+                raise  # the worker is stopping
             raise client_error(error) from error
         finally:
+            self._is_in_turn = False
             await self._stop_interrupts()
-        result = maps[-1]
-        if result.get("is_error"):
-            raise _result_error(result)
-        return Answer(
-            lease=lease,
-            duration_s=time.monotonic() - started,
-            text=content.text_of(maps),
-            num_turns=result["num_turns"],
-            messages=codec.join_messages(encoded),
-        )
+        self._is_spoilt |= not turn.is_over
+        return turn.answer(lease, time.monotonic() - started)
 
     def interrupt(self) -> None:
-        """End the running turn early; the client is asked again until the turn has ended."""
-        if self._interrupts is None:
+        """End the running turn early; the client is asked again until the turn has ended.
+
+        Between turns it does nothing, so that it cannot hit the next one.
+        """
+        if self._is_in_turn and self._interrupts is None:
             self._interrupts = asyncio.ensure_future(self._keep_interrupting())
 
     async def renew(self) -> None:
@@ -118,79 +126,152 @@ class Host:
         in any case a new client if this one may hold remains of an earlier turn.
 
         Raises:
-            SoloistError: as ``connect``.
+            SoloistError: as the constructor and ``connect``.
         """
-        reset = getattr(self._client, "reset", None)
-        if not self._is_spoilt:
-            if not self._is_fresh_per_prompt:
-                return
-            if callable(reset) and await self._is_reset(reset):
-                return
+        if not self._is_spoilt and (not self._is_fresh_per_prompt or await self._is_reset()):
+            return
         await self.disconnect()
-        self._client = self._new_client()
+        self._client = self._built()
         self._is_spoilt = False
         await self.connect()
 
     async def disconnect(self) -> None:
         """End the client, in bounded time, whatever it raises."""
-        with contextlib.suppress(Exception):
-            await asyncio.wait_for(self._client.disconnect(), DISCONNECT_S)
 
-    async def _receive(
-        self, prompt: codec.Prompt, on_message: Callable[[bytes], None] | None
-    ) -> tuple[list[content.Map], list[bytes]]:
-        """Send the prompt; collect its messages, as maps and encoded, to the end of the turn."""
-        maps: list[content.Map] = []
-        encoded: list[bytes] = []
-        await self._client.query(prompt)
-        async with contextlib.aclosing(self._client.receive_response()) as messages:
-            async for message in messages:
-                maps.append(content.to_map(message))
-                encoded.append(_encoded(message))
-                if on_message is not None:
-                    on_message(encoded[-1])
-        if not maps or maps[-1]["type"] != "ResultMessage":
-            self._is_spoilt = True
-            raise ClientError("the client's turn did not end with a ResultMessage")
-        return maps, encoded
+        async def run() -> None:
+            await self._client.disconnect()
 
-    async def _is_reset(self, reset: Callable[[], Any]) -> bool:
+        task = asyncio.create_task(run())
         try:
-            await reset()
-        except Exception:  # noqa: BLE001 - a client that cannot reset is replaced
+            await asyncio.wait({task}, timeout=DISCONNECT_S)
+        finally:
+            await _is_cut_off(task)
+
+    def _built(self) -> Any:
+        try:
+            return self._new_client()
+        except SoloistError:
+            raise
+        except BaseException as error:
+            raise _no_client("be built", error) from error
+
+    def _is_connected(self) -> bool:
+        """What the client says of itself; one that says nothing can go on."""
+        try:
+            return bool(getattr(self._client, "is_connected", True))
+        except Exception:  # noqa: BLE001 - a property of the user's
+            return False
+
+    async def _is_reset(self) -> bool:
+        """Whether the client has a ``reset`` and it worked; otherwise the client is replaced."""
+        reset = getattr(self._client, "reset", None)
+        if not callable(reset):
+            return False
+        try:
+            async with asyncio.timeout(RESET_S):  # no task of its own: this is done per prompt
+                await reset()
+        except BaseException as error:
+            if _is_ours(error):
+                raise
             return False
         return True
 
     async def _keep_interrupting(self) -> None:
-        while True:
-            with contextlib.suppress(Exception):
+        while self._is_in_turn:
+            with contextlib.suppress(Exception, asyncio.CancelledError):
                 await self._client.interrupt()
             await asyncio.sleep(INTERRUPT_REPEAT_S)
 
     async def _stop_interrupts(self) -> None:
+        """Return only when no interrupt of this turn can reach the next."""
         task, self._interrupts = self._interrupts, None
         if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+            self._is_spoilt |= not await _is_cut_off(task)
 
 
-def _encoded(message: object) -> bytes:
-    try:
-        return codec.encode_message(message)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ResultNotSerializable(
-            f"a {type(message).__name__} of the client cannot be encoded: {error}"
-        ) from error
+class _Turn:
+    """Collects the messages of one turn; one that cannot be sent does not end the draining."""
+
+    def __init__(self, on_message: Callable[[bytes], None] | None) -> None:
+        self.is_over = False
+        self._on_message = on_message
+        self._maps: list[content.Map] = []
+        self._encoded: list[bytes] = []
+        self._refusal: ResultNotSerializable | None = None
+
+    async def receive(self, messages: AsyncIterator[Any]) -> None:
+        """Take in every message to the end of the turn."""
+        try:
+            async for message in messages:
+                self.is_over = content.is_result(message)
+                if self._refusal is None:
+                    self._take(message)
+        finally:
+            if hasattr(messages, "aclose"):  # a plain iterator has none
+                await messages.aclose()
+
+    def answer(self, lease: int, duration_s: float) -> Answer:
+        """What the turn gave.
+
+        Raises:
+            ClientError: it gave an error, or nothing that can be sent.
+        """
+        if self._refusal is not None:
+            raise self._refusal
+        if not self.is_over:
+            raise ClientError("the client's turn did not end with a ResultMessage")
+        result = self._maps[-1]
+        if result.get("is_error"):
+            raise _result_error(result)
+        return Answer(
+            lease=lease,
+            duration_s=duration_s,
+            text=content.text_of(self._maps),
+            num_turns=max(0, result["num_turns"]),  # the wire carries nothing below zero
+            messages=codec.join_messages(self._encoded),
+        )
+
+    def _take(self, message: object) -> None:
+        try:
+            encoded = codec.encode_message(message)
+            self._maps.append(content.to_map(message))
+        except (TypeError, ValueError, OverflowError) as error:
+            self._refusal = ResultNotSerializable(
+                f"a {type(message).__name__} of the client cannot be sent: {error}"
+            )
+            return
+        self._encoded.append(encoded)
+        if self._on_message is not None:
+            self._on_message(encoded)
 
 
-def _result_error(result: dict[str, Any]) -> ClientError:
+def _is_ours(error: BaseException) -> bool:
+    """Whether the worker itself cut the client off; a client may also cancel from within."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+
+
+async def _is_cut_off(task: asyncio.Task[Any]) -> bool:
+    """Cancel a task; whether it has ended. One that ignores that is left behind."""
+    task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+    task.cancel()
+    return bool((await asyncio.wait({task}, timeout=CANCEL_S))[0])
+
+
+def _no_client(what: str, error: BaseException) -> ClientConnectError:
+    return ClientConnectError(f"the client could not {what}: {client_error(error)}")
+
+
+def _result_error(result: content.Map) -> ClientError:
     """The error of a turn that ended with ``is_error``."""
-    reasons = [result.get("result"), *(result.get("errors") or ()), result.get("subtype")]
+    errors = result.get("errors")
+    reasons = [
+        result.get("result"),
+        *(errors if isinstance(errors, list) else ()),
+        result.get("subtype"),
+    ]
     message = next((str(reason) for reason in reasons if reason), "the agent reported an error")
     status = result.get("api_error_status")
     if status == RATE_LIMIT_STATUS:
         return RateLimited(message, api_status=status)
     return ClientError(message, api_status=status)
-
-
-RATE_LIMIT_STATUS = 429

@@ -80,18 +80,19 @@ class Ledger:
         """Write one encoded outcome; on return it survives the death of this process.
 
         Args:
-            lease: its lease.
-            payload: the encoded ``Answer`` or ``Failure``.
+            lease: its lease; 0 for the worker's word on itself (``Broken``), which comes last.
+            payload: the encoded ``Answer``, ``Failure`` or ``Broken``.
             acked: highest lease whose outcome the supervisor has for certain.
         """
         if acked >= self._last:
             if self._offset > _KEEP_BYTES:
                 os.ftruncate(self._file, 0)
             self._offset = 0
-        data = ledger.record(lease, payload)
+        number = lease or self._last + 1  # a reader takes ascending numbers alone
+        data = ledger.record(number, payload)
         self._write(data + ledger.END)
         self._offset += len(data)
-        self._last = max(self._last, lease)
+        self._last = number
 
     def _write(self, data: bytes) -> None:
         written = os.pwrite(self._file, data, self._offset)

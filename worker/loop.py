@@ -26,6 +26,7 @@ from soloist.protocol.messages import (
     Failure,
     Interrupt,
     Lease,
+    Loaded,
     Ready,
     Run,
     Stop,
@@ -93,9 +94,9 @@ class Desk:
         """Reply with an error."""
         self.reply(Failure(lease, duration_s, to_info(error)))
 
-    def give_up(self, error: SoloistError) -> None:
-        """Say, in a way that survives this process, that the client cannot start."""
-        payload = codec.encode(Broken(to_info(error)))
+    def announce(self, message: Loaded | Broken) -> None:
+        """Say, in a way that survives this process, how far the client has come."""
+        payload = codec.encode(message)
         self._ledger.append(0, payload, acked=self.claims.acked)
         self._outbox.append(payload)
         self.flush()
@@ -185,7 +186,7 @@ class _AsyncLoop:
                 await self._turn(await self._next())
                 await self._host.renew()
         except SoloistError as error:
-            self._desk.give_up(error)
+            self._desk.announce(Broken(to_info(error)))
             return False
 
     async def _next(self) -> Lease:

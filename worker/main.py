@@ -22,8 +22,8 @@ from typing import Any
 from multiprocess import forkserver as mp_forkserver
 from multiprocess import resource_tracker
 
-from soloist.protocol.errors import SoloistError
-from soloist.protocol.messages import VERSION, Loaded
+from soloist.protocol.errors import SoloistError, to_info
+from soloist.protocol.messages import VERSION, Broken, Loaded
 from soloist.worker import guard, loop, usercode
 from soloist.worker.channel import Channel
 from soloist.worker.clients.function import AsyncFunctionClient
@@ -101,10 +101,10 @@ def run(config: WorkerConfig, *, grants: int, outcomes: int) -> int:
         try:
             serve = _prepare(config, desk)
         except SoloistError as error:
-            desk.give_up(error)
+            desk.announce(Broken(to_info(error)))
             return 1
         is_interruptible = serve.func is not _run_sync
-        channel.send(Loaded(VERSION, os.getpid(), is_interruptible))
+        desk.announce(Loaded(VERSION, os.getpid(), is_interruptible))
         return 0 if serve() else 1
 
 

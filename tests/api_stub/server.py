@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -104,12 +105,14 @@ class _Server(ThreadingHTTPServer):
         self.stopping = threading.Event()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up in mid-answer is an ordinary interrupt."""
+        """A client that hangs up in mid-answer is an ordinary interrupt; all else is a defect."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    timeout = 5  # an idle kept-alive connection must not hold up the end of the server
+    timeout = 5
     server: _Server
 
     def do_GET(self) -> None:
@@ -147,7 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body: dict[str, Any]) -> None:
         said = [_text_of(message) for message in body["messages"] if message["role"] == "user"]
-        script = _Script.parse(said[-1])
+        script = _Script.parse(said[-1] if said else "")
         status = int(script.number("status", 200))
         if status != 200:
             self._error(status, script)
@@ -172,19 +175,24 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(data)))
         self.send_header("request-id", "req_stub")
+        self._end_connection()
         for name, header in (headers or {}).items():
             self.send_header(name, header)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
 
+    def _end_connection(self) -> None:
+        """No connection is kept alive: an idle one would hold up the end of the server."""
+        self.send_header("connection", "close")
+        self.close_connection = True
+
     def _stream(self, model: str, text: str, script: _Script) -> None:
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.send_header("request-id", "req_stub")
-        self.send_header("connection", "close")
+        self._end_connection()
         self.end_headers()
-        self.close_connection = True
         pause_s = script.number("delay_s", 0)
         for event in _events(model, text, int(script.number("parts", 1))):
             is_piece = event["type"] == "content_block_delta"

@@ -2,5 +2,5 @@
 
 import hypothesis
 
-hypothesis.settings.register_profile("soloist", deadline=None)
+hypothesis.settings.register_profile("soloist", deadline=None, max_examples=25)
 hypothesis.settings.load_profile("soloist")

@@ -9,7 +9,7 @@ from soloist.protocol.errors import ErrorInfo
 
 MAX_INT = 2**64 - 1
 
-texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
+texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=6)
 numbers = st.integers(0, MAX_INT)
 durations = st.floats(0, 1e18)
 scalars = (
@@ -22,10 +22,10 @@ scalars = (
 )
 values = st.recursive(
     scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
-    max_leaves=8,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(texts, inner, max_size=2),
+    max_leaves=4,
 )
-maps = st.dictionaries(texts, values, max_size=3)
+maps = st.dictionaries(texts, values, max_size=2)
 
 errors = st.builds(ErrorInfo, texts, texts, st.booleans(), st.none() | st.booleans(), maps)
 
@@ -120,8 +120,8 @@ _foreign = st.sampled_from([msgpack.ExtType(5, b"x"), msgpack.Timestamp(1, 2), f
 _keys = texts | st.binary(max_size=3) | st.integers(-5, 5) | st.booleans() | st.none()
 garbage_values = st.recursive(
     scalars | _foreign,
-    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(_keys, inner, max_size=4),
-    max_leaves=12,
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(_keys, inner, max_size=3),
+    max_leaves=8,
 )
 _near_messages = st.builds(lambda tag, rest: [tag, *rest], st.integers(-1, 10), st.lists(values))
 _typed_maps = st.builds(

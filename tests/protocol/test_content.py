@@ -125,7 +125,11 @@ class TestWireForm:
 
 
 class TestMessagesThatCannotBeSent:
-    @pytest.mark.parametrize("message", ["text", None, 5, {}, object(), c.ResultMessage])
+    @pytest.mark.parametrize(
+        "message",
+        ["text", None, 5, {}, object(), c.ResultMessage],
+        ids=lambda value: type(value).__name__,
+    )
     def test_name_the_types_to_yield_instead(self, message):
         with pytest.raises(TypeError, match="yield soloist's message types"):
             c.to_map(message)
@@ -297,12 +301,12 @@ class TestAnswers:
         assert c.text_of([c.to_map(first), c.to_map(last)]) == "hi"
 
 
-class TestLikenessToTheAgentSdk:
-    @pytest.fixture(scope="class")
-    def sdk(self):
-        pytest.importorskip("claude_agent_sdk")
-        return sys.modules["claude_agent_sdk"].types
+@pytest.fixture(scope="module")
+def sdk():
+    return pytest.importorskip("claude_agent_sdk").types
 
+
+class TestLikenessToTheAgentSdk:
     @pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.__name__)
     def test_same_fields_in_the_same_order_with_the_same_defaults(self, sdk, cls):
         theirs = dataclasses.fields(getattr(sdk, cls.__name__))

@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -23,6 +23,7 @@ TABLES = {
     "request": (REQUEST, RequestState, RequestEvent),
 }
 ALIVE = [state for state in WorkerState if state is not WorkerState.DEAD]
+WALKS = settings(max_examples=50, stateful_step_count=12)
 OPEN = [state for state in RequestState if state is not RequestState.SETTLED]
 
 
@@ -197,6 +198,7 @@ class RequestWalk(RuleBasedStateMachine):
 
 
 TestRequestWalk = RequestWalk.TestCase
+TestRequestWalk.settings = WALKS
 
 
 class WorkerWalk(RuleBasedStateMachine):
@@ -253,3 +255,4 @@ class WorkerWalk(RuleBasedStateMachine):
 
 
 TestWorkerWalk = WorkerWalk.TestCase
+TestWorkerWalk.settings = WALKS

@@ -45,6 +45,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 from soloist.supervisor.cli import main
 sys.exit(main())
 """
+# Makes a terminal the one that Ctrl-C is typed at.
+LOGIN = """
+import os
+if {0} is not None:
+    os.login_tty({0})
+"""
 
 
 # -- in this process -----------------------------------------------------------------------------
@@ -104,7 +110,7 @@ def started(monkeypatch):
         made.append(InstantSupervisor(**settings))
         return made[-1]
 
-    monkeypatch.setattr(commands, "make_supervisor", make)
+    monkeypatch.setattr(commands, "Supervisor", make)
     return made
 
 
@@ -257,7 +263,7 @@ def test_a_supervisor_that_cannot_start_is_one_message(
     def fail(**_):
         raise error
 
-    monkeypatch.setattr(commands, "make_supervisor", fail)
+    monkeypatch.setattr(commands, "Supervisor", fail)
     out = tmp_path / "out.jsonl"
     out.write_text("old\n")
     more = ["-o", str(out), "--force"] if command == "map" else []
@@ -269,7 +275,8 @@ def test_a_supervisor_that_cannot_start_is_one_message(
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(ClientNotFound("install it"), 2), (RestartLimitReached("enough"), 1)]
+    ("error", "code"),
+    [(ClientNotFound("install it", started=False), 2), (RestartLimitReached("enough"), 1)],
 )
 def test_a_client_that_cannot_start_while_mapping_is_one_message(
     started, failing, prompts, capfd, error, code
@@ -280,7 +287,7 @@ def test_a_client_that_cannot_start_while_mapping_is_one_message(
 
     output = capfd.readouterr()
     assert output.err == f"Error: {error}\n"
-    assert rows_of(output.out)[0]["error"]["code"] == error.code
+    assert [row["text"] for row in rows_of(output.out)] == ["b", "c"]
 
 
 def test_a_full_disk_is_one_message(started, prompts, capfd):
@@ -469,10 +476,10 @@ def command():
     """Start the real command; what is left of it at the end is killed."""
     processes = []
 
-    def start(*arguments, path=(), **streams):
+    def start(*arguments, path=(), login=None, **streams):
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT]))}
         process = subprocess.Popen(
-            [sys.executable, "-c", COMMAND, *map(str, arguments)],
+            [sys.executable, "-c", LOGIN.format(login) + COMMAND, *map(str, arguments)],
             env=environment,
             **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
             | streams,
@@ -571,14 +578,14 @@ def test_endless_input_is_read_lazily_and_a_closed_output_ends_the_command_quiet
 
     generator = threading.Thread(target=generate)
     generator.start()
-    rows = [json.loads(process.stdout.readline()) for _ in range(2000)]
+    rows = [json.loads(process.stdout.readline()) for _ in range(1500)]
     process.stdout.close()
     assert process.wait(timeout=30) == 141
     generator.join()
     with contextlib.suppress(BrokenPipeError):
         process.stdin.close()
 
-    assert [row["text"] for row in rows] == [f"prompt {i}" for i in range(2000)]
+    assert [row["text"] for row in rows] == [f"prompt {i}" for i in range(1500)]
     assert process.stderr.read() == b""
 
 
@@ -690,6 +697,32 @@ def test_progress_is_drawn_on_a_terminal_and_goes_away(command, gate, tmp_path):
     assert seen.splitlines()[-1].strip().endswith("/s)")
     assert "7 prompts: 7 answered, 0 failed" in seen
     assert len(process.stdout.read().splitlines()) == 7
+
+
+def test_ctrl_c_typed_at_the_terminal_leaves_the_workers_alone(command, gate, tmp_path):
+    source, out = tmp_path / "in.txt", tmp_path / "out.jsonl"
+    source.write_text("a\n" * 5)
+    screen, terminal = pty.openpty()
+    process = command(
+        *("map", source, "-o", out, "--size", 2, *gate.options),
+        path=[gate.folder],
+        pass_fds=[terminal],
+        login=terminal,
+    )
+    os.close(terminal)
+    turns = [gate.next_turn(), gate.next_turn()]
+
+    os.write(screen, b"\x03")
+    seen = b""
+    while b"Finishing what runs" not in seen:
+        seen += os.read(screen, 4096)
+    for turn in turns:
+        turn.answer("x\n")
+    seen += read_all(screen).encode()
+
+    assert process.wait(timeout=30) == 130
+    assert [row["text"] for row in rows_of(out.read_text())] == ["x\n", "x\n"]
+    assert b"2 answered, 0 failed, 3 not begun" in seen
 
 
 def test_the_module_runs_as_a_command():

@@ -33,17 +33,17 @@ def start():
     return StreamEvent(uuid="", session_id="", event={"type": "message_start"})
 
 
-def said(*blocks, parent=None):
+def said(*blocks, parent=None, error=None):
     content = [TextBlock(block) if isinstance(block, str) else block for block in blocks]
-    return AssistantMessage(content=content, model="m", parent_tool_use_id=parent)
+    return AssistantMessage(content=content, model="m", parent_tool_use_id=parent, error=error)
 
 
-def result(text):
+def result(text, *, error=False):
     return ResultMessage(
         subtype="success",
         duration_ms=0,
         duration_api_ms=0,
-        is_error=False,
+        is_error=error,
         num_turns=1,
         session_id="",
         result=text,
@@ -82,6 +82,10 @@ TOOL = ToolUseBlock(id="t", name="Bash", input={"command": "ls"})
         ([piece("broken str"), start(), piece("whole"), said("whole")], "broken str\nwhole"),
         ([piece("sub", "t"), said("sub", parent="t"), said("main")], "main"),
         ([said(ThinkingBlock("hm", "s")), said("x")], "x"),
+        (
+            [said("API Error: overloaded", error="server_error"), result("API Error", error=True)],
+            "",
+        ),
         ([StreamEvent("", "", {"type": "content_block_delta", "delta": None}), said("x")], "x"),
     ],
 )
@@ -130,7 +134,7 @@ def test_tool_calls_are_shown_in_one_line_to_a_terminal_only(monkeypatch, capsys
 
 def test_a_report_without_words_is_silent(capsys):
     with MapReport(has_bar=False, has_words=False, total=None) as report:
-        report.update(Tally(answered=3))
+        report.follow(Tally(answered=3))
         report.say("nobody hears")
         report.summarize(Tally(answered=3), "-")
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ctypes
+import gc
 import json
 import os
 import signal
@@ -28,7 +29,7 @@ from soloist.worker.clients.claude import ClaudeClient
 from tests import stand_in
 
 pytest.importorskip("claude_agent_sdk", reason="the Agent SDK is not installed")
-from claude_agent_sdk import PermissionResultAllow, PermissionResultDeny
+from claude_agent_sdk import CLIConnectionError, PermissionResultAllow, PermissionResultDeny
 
 HARD_LIMIT_S = 20
 
@@ -36,6 +37,13 @@ HARD_LIMIT_S = 20
 @pytest.fixture(scope="session")
 def cli(tmp_path_factory):
     return stand_in.install(tmp_path_factory.mktemp("stand_in"))
+
+
+@pytest.fixture(autouse=True)
+def _collected():
+    """What a test left open complains (ResourceWarning) in that very test."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture
@@ -296,15 +304,31 @@ def test_a_cancelled_reader_interrupts_drains_and_the_client_is_clean(cli):
     assert run(scenario()) == "fresh"
 
 
+class SmallQueue(asyncio.Queue):
+    """Takes two messages and tells when a third has to wait."""
+
+    def __init__(self):
+        super().__init__(2)
+        self.overflowed = asyncio.Event()
+
+    async def put(self, item):
+        if self.full():
+            self.overflowed.set()
+        await super().put(item)
+
+
 def test_pieces_that_nobody_reads_block_neither_the_next_prompt_nor_the_end(cli):
+    async def overflow(client):
+        await client.query(f"/parts 500 {'x' * 1000}")
+        client._turn.unread = SmallQueue()
+        await client._turn.unread.overflowed.wait()
+
     async def scenario():
         async with connected(cli) as client:
-            await client.query(f"/parts {claude.MAX_UNREAD * 2} {'x' * 100}")
-            await asyncio.sleep(0.3)  # let it run into the bound; nothing else depends on this
-            assert client._turn.unread.full()
+            await overflow(client)
             fresh = await answer(client, "fresh")
-            await client.query(f"/parts {claude.MAX_UNREAD * 2} {'x' * 100}")
-            return fresh
+            await overflow(client)
+        return fresh
 
     assert run(scenario()) == "fresh"
 
@@ -376,7 +400,8 @@ def test_an_interrupt_of_a_stopped_cli_fails_in_bounded_time(cli, monkeypatch, i
 
     async def scenario():
         async with connected(cli) as client:
-            await client.query("/stop never")
+            os.kill(await pid_of(client), signal.SIGSTOP)
+            await client.query("never")
             with pytest.raises(ClientError, match="did not answer") as caught:
                 await client.interrupt()
             return caught.value.retryable
@@ -463,6 +488,23 @@ def test_a_death_between_turns_is_noticed(cli):
                 await client.set_model("other")
 
     run(scenario())
+
+
+def test_a_prompt_that_cannot_be_written_may_have_started(cli, monkeypatch):
+    async def broken(prompt):
+        raise CLIConnectionError("Failed to write to process stdin")
+
+    async def scenario():
+        async with connected(cli) as client:
+            monkeypatch.setattr(client._client, "query", broken)
+            with pytest.raises(ClientError, match="Failed to write") as caught:
+                await client.query("x")
+            assert not client.is_connected
+        return caught.value
+
+    error = run(scenario())
+    assert error.retryable
+    assert error.started is None
 
 
 def test_a_line_that_is_no_json_breaks_the_connection(cli):

@@ -122,6 +122,26 @@ def test_nothing_is_anybodys_while_no_prompt_waits():
         assert attribution.take(message) == ("", [])
 
 
+@pytest.mark.parametrize("echoes", [True, False])
+def test_a_turn_that_spoke_before_our_prompt_was_sent_is_nobodys(echoes):
+    attribution = waiting(echoes=echoes)
+    attribution.take(system("init"))
+    attribution.take(assistant())
+    attribution.sent("a")
+    assert attribution.take(assistant()) == ("", [])
+    assert attribution.take(result()) == ("", [])
+    attribution.take(system("init"))
+    assert attribution.take(result())[0] == "a"
+
+
+def test_what_is_said_outside_of_any_turn_does_not_cost_the_next_one():
+    attribution = waiting()
+    attribution.take(assistant())
+    attribution.sent("a")
+    assert attribution.take(system("init"))[0] == "a"
+    assert attribution.take(result())[0] == "a"
+
+
 def test_a_withdrawn_prompt_gets_nothing():
     attribution = waiting("a", "b")
     attribution.withdrawn("a")

@@ -50,7 +50,7 @@ MAX_UNREAD = 1_000
 """Messages of a turn that wait for their reader; beyond, the CLI is no longer read."""
 
 _STDERR_LINES, _STDERR_LINE_CHARS = 40, 500
-_NOT_EXECUTABLE = frozenset({errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.ENOENT})
+_NOT_EXECUTABLE = frozenset({errno.EACCES, errno.ENOEXEC, errno.ENOTDIR})
 _RETRYABLE_STATUS = 408
 _SERVER_FAULTS = frozenset({"server_error", "overloaded"})
 
@@ -312,9 +312,9 @@ class ClaudeClient:
             self._options["stderr"](line)
 
     def _with_stderr(self, message: str) -> str:
-        return "\n".join(
-            [message, *(["its standard error:"] if self._stderr else []), *self._stderr]
-        )
+        if not self._stderr:
+            return message
+        return "\n".join([message, "its standard error:", *self._stderr])
 
     def _connect_error(self, error: Exception) -> SoloistError:
         sdk = _sdk()

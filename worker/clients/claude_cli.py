@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 DISCONNECT_S = 2.0
 """Seconds that the CLI has to end by itself; then its process tree is killed."""
+KILLED_S = 2.0
+"""Seconds that the SDK has to notice that its CLI was killed."""
 REAP_S = 0.3
-"""Seconds in which killed processes are reaped; what belongs to another parent is left to it."""
+"""Seconds in which killed processes are reaped and the output of dead ones read to its end."""
 MARK = "SOLOIST_CONVERSATION"
 """Environment variable that marks all processes of one conversation."""
 LOOK_AFTER_S = 1.0
@@ -50,17 +52,18 @@ async def exit_of(client: ClaudeSDKClient) -> int:
 
 
 async def stderr_drained(client: ClaudeSDKClient) -> None:
-    """Let the last words of a CLI that has just ended arrive."""
+    """Let the last words of a CLI that has just ended arrive; one that lives may say more."""
+    process = _process_of(client)
     reading = getattr(getattr(client, "_transport", None), "_stderr_task", None)
-    if reading is not None:
+    if process is not None and process.returncode is not None and reading is not None:
         with contextlib.suppress(Exception):
-            await asyncio.wait_for(reading.wait(), timeout=0.5)
+            await asyncio.wait_for(reading.wait(), timeout=REAP_S)
 
 
 async def end(client: ClaudeSDKClient, ending: asyncio.Task[None], mark: str) -> None:
     """Wait a bounded time for the SDK to end its CLI, then kill what is left of it.
 
-    Cancelling it kills at once.
+    Cancelling it kills at once, and still sees the end through.
 
     Args:
         client: what is being ended.
@@ -68,17 +71,28 @@ async def end(client: ClaudeSDKClient, ending: asyncio.Task[None], mark: str) ->
         mark: value of ``MARK`` in the environment of this client's CLI.
     """
     ending.add_done_callback(_retrieve_error)
-    tree = _ProcessTree(_process_of(client), mark)
-    left: list[psutil.Process] = []
+    process = _process_of(client)
+    tree = _ProcessTree(process, mark)
     try:
         await asyncio.wait({ending}, timeout=DISCONNECT_S)
     finally:
         left = tree.kill()
-    if not ending.done():  # with its CLI killed, the SDK comes to an end
-        await asyncio.wait({ending}, timeout=DISCONNECT_S)
-        ending.cancel()
-    if left:
-        await asyncio.to_thread(psutil.wait_procs, left, timeout=REAP_S)
+        if not ending.done():  # with its CLI killed, the SDK comes to an end
+            await asyncio.wait({ending}, timeout=KILLED_S)
+            ending.cancel()
+        await _stdout_drained(process)
+        if left:
+            await asyncio.to_thread(psutil.wait_procs, left, timeout=REAP_S)
+
+
+async def _stdout_drained(process: Any) -> None:
+    """Read to the end of a dead CLI's output: asyncio keeps the pipe open until somebody does."""
+    if process is None or process.returncode is None or process.stdout is None:
+        return
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(REAP_S):
+            async for _ in process.stdout:
+                pass
 
 
 def _retrieve_error(task: asyncio.Task[None]) -> None:

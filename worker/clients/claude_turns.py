@@ -57,6 +57,8 @@ class Attribution:
             none, the one taken, or that one after others that had been kept back.
         """
         named = self._prompt_named_by(message)
+        if getattr(message, "subtype", None) == "init":  # a turn begins
+            self._owner, self._held = None, []
         if is_result(message):
             return self._end(named, message)
         if named is not None:
@@ -68,11 +70,15 @@ class Attribution:
 
     def _guess(self, message: Any) -> tuple[str, list[Any]]:
         """A message before its turn is known: content may be another's if the CLI echoes."""
-        if self._is_echoed and type(message).__name__ in _CONTENT:
-            self._held.append(message)
-            del self._held[:-MAX_HELD]
+        is_content = type(message).__name__ in _CONTENT
+        if not self.waiting:
+            self._owner = _NOBODY if is_content else None
             return _NOBODY, []
-        return (self.waiting[0], [message]) if self.waiting else (_NOBODY, [])
+        if not is_content or not self._is_echoed:
+            return self.waiting[0], [message]
+        self._held.append(message)
+        del self._held[:-MAX_HELD]
+        return _NOBODY, []
 
     def _end(self, named: str | None, result: Any) -> tuple[str, list[Any]]:
         owner = self._owner if named is None else named
