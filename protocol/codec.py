@@ -52,11 +52,12 @@ _SENDABLE = (str, int, float, bytes, bytearray)
 class _Shape:
     """The field types of one record; every way they may combine is laid out beforehand."""
 
-    __slots__ = ("combinations", "numbers")
+    __slots__ = ("combinations", "has_records", "numbers")
 
     def __init__(self, *fields: tuple[type, ...]) -> None:
         self.combinations = frozenset(itertools.product(*fields))
         self.numbers = tuple(i for i, allowed in enumerate(fields) if int in allowed)
+        self.has_records = _ARRAY in fields
 
     def check(self, name: str, values: Sequence[Any]) -> None:
         kinds = tuple(map(type, values))
@@ -114,12 +115,8 @@ def decode(data: bytes) -> m.WireMessage:
         raise RemoteProtocolError(f"unknown message tag {tag}")
     cls, shape = _SHAPES[tag]
     shape.check(cls.__name__, fields)
-    if cls is m.Run:
-        fields[0] = tuple(_record(m.Lease, lease, _LEASE) for lease in fields[0])
-    elif cls is m.Broken or cls is m.Failure:
-        info = _record(ErrorInfo, fields[-1], _ERROR)
-        _check_received(info.details)
-        fields[-1] = info
+    if shape.has_records:
+        _decode_records(cls, fields)
     # Not cls(*fields): the shape was checked, and every answer comes through here.
     return tuple.__new__(cls, fields)
 
@@ -275,6 +272,15 @@ def _children(container: Any) -> Iterable[Any]:
         if not isinstance(key, str):
             raise TypeError(f"the keys of a map must be str, not {type(key).__name__}")
     return container.values()
+
+
+def _decode_records(cls: type[m.WireMessage], fields: list[Any]) -> None:
+    """Put the records that a message holds in the place of their arrays."""
+    if cls is m.Run:
+        fields[0] = tuple(_record(m.Lease, lease, _LEASE) for lease in fields[0])
+    else:
+        fields[-1] = _record(ErrorInfo, fields[-1], _ERROR)
+        _check_received(fields[-1].details)
 
 
 def _record(cls: type[_T], values: Any, shape: _Shape) -> _T:
