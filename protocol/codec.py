@@ -79,7 +79,7 @@ _SHAPES: tuple[tuple[type[m.WireMessage], _Shape], ...] = (
     (m.Stop, _Shape()),
     (m.Loaded, _Shape(_INT, _INT, _BOOL)),
     (m.Ready, _Shape()),
-    (m.Broken, _Shape(_ARRAY)),
+    (m.Broken, _Shape(_BOOL, _ARRAY)),
     (m.Streamed, _Shape(_INT, _BYTES)),
     (m.Answer, _Shape(_INT, _NUMBER, _STR, _INT, _BYTES)),
     (m.Failure, _Shape(_INT, _NUMBER, _ARRAY)),

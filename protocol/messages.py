@@ -62,8 +62,12 @@ class Ready(NamedTuple):
 
 
 class Broken(NamedTuple):
-    """Worker -> supervisor: the client cannot be loaded or connected; the worker exits."""
+    """Worker -> supervisor: the client cannot be loaded or connected; the worker exits.
 
+    ``is_loaded`` says that the user's code had been loaded: ``Loaded`` may be lost on its way.
+    """
+
+    is_loaded: bool
     error: ErrorInfo
 
 

@@ -12,7 +12,7 @@ import os
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -22,7 +22,6 @@ from soloist.protocol.content import Message, from_map, function_messages
 from soloist.protocol.errors import (
     InvalidOptions,
     QueueFull,
-    RequestCancelled,
     RequestTimeout,
     SoloistError,
 )
@@ -159,7 +158,7 @@ class Supervisor:
     ) -> None:
         self.close(self._drain_timeout_s if kind is None else 0.0)
 
-    # -- many prompts ------------------------------------------------------------------------------
+    # -- many prompts ----------------------------------------------------------------------------
 
     def map(
         self,
@@ -181,16 +180,16 @@ class Supervisor:
             SoloistError: the first error, as soon as it happens; the rest has been cancelled.
                 Its ``completed`` holds the results that were there, in input order.
         """
-        results: list[Any] = []
+        outcomes: list[Any] = []
         window = self._new_window(is_ordered=True, is_fail_fast=not return_exceptions)
-        run = self._run(window, prompts, timeout_s, total_timeout_s)
-        try:
-            for request in run:
-                results.append(_result_or_error(request))
-        except SoloistError as error:
-            error.completed = results + _completed(window)
-            raise
-        return results
+        with contextlib.closing(self._run(window, prompts, timeout_s, total_timeout_s)) as run:
+            try:
+                outcomes.extend(_result_or_error(request) for request in run)
+            except SoloistError as error:
+                outcomes.extend(_result_or_error(request) for request in window.finished())
+                error.completed = [o for o in outcomes if isinstance(o, Result)]
+                raise
+        return outcomes
 
     def imap(
         self,
@@ -221,7 +220,7 @@ class Supervisor:
             prompts, timeout_s, total_timeout_s, return_exceptions, is_ordered=False
         )
 
-    # -- one prompt --------------------------------------------------------------------------------
+    # -- one prompt ------------------------------------------------------------------------------
 
     def submit(self, prompt: Prompt, *, timeout_s: float | None = None) -> RequestFuture:
         """Send one prompt; returns at once.
@@ -254,7 +253,8 @@ class Supervisor:
     def query(self, prompt: Prompt, *, timeout_s: float | None = None) -> Iterator[Message]:
         """Stream the messages of one prompt, as they arrive, in a new conversation.
 
-        Lazy, as every iterator here: the prompt is sent when the first message is asked for. The last message is a ``ResultMessage``. Closing the iterator interrupts the turn.
+        Lazy, as every iterator here: the prompt is sent when the first message is asked for. The
+        last message is a ``ResultMessage``. Closing the iterator interrupts the turn.
 
         Raises:
             InvalidOptions: the Supervisor keeps its conversations (``isolation="worker"``).
@@ -265,7 +265,7 @@ class Supervisor:
         codec.encode_prompt(prompt, self._max_payload_bytes)
         return self._read(prompt, timeout_s)
 
-    # -- the whole -----------------------------------------------------------------------------------
+    # -- the whole -------------------------------------------------------------------------------
 
     def stats(self) -> Stats:
         """A consistent, immutable snapshot."""
@@ -312,7 +312,7 @@ class Supervisor:
         self._reactor.is_closed.wait()
         self._dispatcher.close()
 
-    # -- helpers ---------------------------------------------------------------------------------------
+    # -- helpers ---------------------------------------------------------------------------------
 
     def _cancel(self, request: Request) -> None:
         self._reactor.cancel((request,))
@@ -368,7 +368,7 @@ class Supervisor:
         prompts: Iterable[Prompt],
         timeout_s: float | None,
         total_timeout_s: float | None,
-    ) -> Iterator[Request]:
+    ) -> Generator[Request]:
         """Pull prompts, hand them over, yield finished requests; cancel the rest at the end."""
         limits.check_seconds(timeout_s=timeout_s, total_timeout_s=total_timeout_s)
         deadline = None if total_timeout_s is None else time.monotonic() + total_timeout_s
@@ -453,13 +453,8 @@ def _result_or_error(request: Request) -> Result | SoloistError:
 
 
 def _error_of(request: Request) -> SoloistError:
-    if not isinstance(request.outcome, SoloistError):
-        raise AssertionError(f"{request} has no error")
+    assert isinstance(request.outcome, SoloistError)
     return request.outcome
-
-
-def _completed(window: Window) -> list[Any]:
-    return [_result_or_error(r) for r in window.finished() if isinstance(r.outcome, Answer)]
 
 
 def _all_messages(answer: Answer) -> list[Message]:

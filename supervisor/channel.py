@@ -60,7 +60,8 @@ class Channel:
         """
         if not self.has_input():  # cheaper than to try: it keeps the interpreter's lock
             return None
-        sender, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
+        parts: list[bytes] = self._socket.recv_multipart(zmq.NOBLOCK)
+        sender, *frames = parts
         _, number, incarnation = (
             _IDENTITY.unpack(sender) if len(sender) == _IDENTITY.size else (0, -1, -1)
         )
@@ -68,7 +69,7 @@ class Channel:
         for frame in frames:
             try:
                 messages.append(codec.decode(frame))
-            except RemoteProtocolError as error:  # noqa: PERF203 - each frame stands for itself
+            except RemoteProtocolError as error:
                 messages.append(error)
         return number, incarnation, messages
 

@@ -219,7 +219,9 @@ class Pool:
         self._sweep()
         return []
 
-    def cancel(self, request: Request, now: float, error: SoloistError | None = None) -> list[Action]:
+    def cancel(
+        self, request: Request, now: float, error: SoloistError | None = None
+    ) -> list[Action]:
         """End a request early: queued ones at once, running ones by an interrupt.
 
         The caller of a running request learns of the end when its turn has been drained. A
@@ -453,9 +455,7 @@ class Pool:
 
     # -- helpers -----------------------------------------------------------------------------
 
-    def _lease(
-        self, worker: Worker, count: int, runs: dict[int, list[Lease]], now: float
-    ) -> None:
+    def _lease(self, worker: Worker, count: int, runs: dict[int, list[Lease]], now: float) -> None:
         """Give up to ``count`` requests, at least one, to a worker."""
         if not worker.leases:
             worker.head_since = now
@@ -524,7 +524,9 @@ class Pool:
         if worker.interrupt_by is not None:
             return []
         grace_s = self._interrupt_grace_s
-        worker.interrupt_by = now + (grace_s if worker.is_interruptible else min(grace_s, SYNC_GRACE_S))
+        worker.interrupt_by = now + (
+            grace_s if worker.is_interruptible else min(grace_s, SYNC_GRACE_S)
+        )
         self._interrupting[worker.number] = worker
         self._file(worker)
         return [Interrupt(worker.number, request.lease)] if worker.is_interruptible else []

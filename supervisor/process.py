@@ -53,7 +53,10 @@ _CODE = """\
 import sys
 sys.path[:] = {sys_path!r}
 from soloist.worker.main import serve_forks
-serve_forks({listener}, {alive}, {report}, {run_dir!r}, {parent}, {preload!r})
+serve_forks(
+    listener={listener}, alive={alive}, report={report}, run_dir={run_dir!r}, parent={parent},
+    preload={preload!r},
+)
 """
 
 
@@ -103,7 +106,9 @@ class Forkserver(mp_forkserver.ForkServer):  # type: ignore[misc] # multiprocess
         environment: what the workers see as ``os.environ``.
     """
 
-    def __init__(self, run_dir: Path, preload: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, run_dir: Path, preload: Sequence[str], environment: Mapping[str, str]
+    ) -> None:
         super().__init__()
         self._run_dir = run_dir
         self._preload = list(preload)
@@ -192,7 +197,7 @@ class Forkserver(mp_forkserver.ForkServer):  # type: ignore[misc] # multiprocess
             preload=self._preload,
         )
         flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined] # noqa: SLF001
-        return subprocess.Popen(
+        return subprocess.Popen(  # noqa: S603 - our own interpreter and our own code
             [sys.executable, *flags, "-c", code],
             stdin=subprocess.DEVNULL,
             stdout=2,  # a worker's print() must not mix with the user's own output
@@ -202,6 +207,7 @@ class Forkserver(mp_forkserver.ForkServer):  # type: ignore[misc] # multiprocess
 
     def _read_report(self, report: io.BufferedReader) -> int:
         if not select.select([report], [], [], _START_S)[0]:
+            self.stop(1.0)
             raise ClientConnectError(
                 f"the spawning helper imported its preloads for over {_START_S:g} s"
             )
@@ -312,8 +318,6 @@ class Spawner:
         while (order := self._orders.get()) is not None:
             number, incarnation = order
             try:
-                if self._is_closed:
-                    raise SupervisorClosed("the Supervisor is closed", started=False)
                 process = self._start(number, incarnation)
             except SoloistError as error:
                 self._on_failed(number, incarnation, error)
@@ -325,6 +329,8 @@ class Spawner:
 
     def _start(self, number: int, incarnation: int) -> WorkerProcess:
         """Fork one worker; after the helper's death again until a new one answers."""
+        if self._is_closed:
+            raise SupervisorClosed("the Supervisor is closed", started=False)
         deadline = time.monotonic() + _RETRY_S
         pause = threading.Event()
         while True:
@@ -353,7 +359,6 @@ class Spawner:
             ledger.close()
             raise
         return WorkerProcess(number, incarnation, pid, status, ledger)
-
 
     def _config(self, number: int, incarnation: int) -> worker_main.WorkerConfig:
         return worker_main.WorkerConfig(

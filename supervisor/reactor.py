@@ -114,7 +114,7 @@ class Reactor:
         }
         self._thread = threading.Thread(target=self._run, name="soloist-io", daemon=True)
 
-    # -- called from any thread ----------------------------------------------------------------
+    # -- called from any thread ------------------------------------------------------------------
 
     def start(self) -> None:
         """Start the thread and the first worker; return when that has loaded the user's code.
@@ -279,15 +279,13 @@ class Reactor:
             case Streamed():
                 self._streamed(number, message)
             case Loaded():
-                self._pool.loaded(
-                    number, message.pid, is_interruptible=message.is_interruptible
-                )
+                self._pool.loaded(number, message.pid, is_interruptible=message.is_interruptible)
                 self._first_worker_is(None)
             case Ready():
                 self._pool.ready(number)
             case Broken():
                 error = from_info(message.error)
-                self._first_worker_is(error)
+                self._first_worker_is(None if message.is_loaded else error)
                 self._execute(self._pool.broken(number, error))
             case _:
                 log.error("worker %d broke the protocol and is killed: %s", number, message)
@@ -310,7 +308,7 @@ class Reactor:
             if not any(type(action) in {Revoke, Inspect} for action in actions):
                 return
 
-    # -- actions -----------------------------------------------------------------------------------
+    # -- actions ---------------------------------------------------------------------------------
 
     def _execute(self, actions: Iterable[Action]) -> None:
         for action in actions:
@@ -355,7 +353,7 @@ class Reactor:
     def _do_kill(self, action: Kill) -> None:
         self._processes[action.number].signal(signal.SIGKILL)
 
-    # -- events --------------------------------------------------------------------------------------
+    # -- events ----------------------------------------------------------------------------------
 
     def _spawned(self, process: WorkerProcess) -> None:
         number = process.number
@@ -386,8 +384,10 @@ class Reactor:
         process.close()
         self._execute(self._pool.exited(number, exitcode, unclaimed, time.monotonic()))
         self._first_worker_is(
-            WorkerLost(f"the first worker died while it loaded the client (code {exitcode})",
-                       exitcode=exitcode)
+            WorkerLost(
+                f"the first worker died while it loaded the client (code {exitcode})",
+                exitcode=exitcode,
+            )
         )
 
     def _streamed(self, number: int, message: Streamed) -> None:
@@ -407,7 +407,7 @@ class Reactor:
         else:
             self._first_worker.set_exception(error)
 
-    # -- orders from callers ---------------------------------------------------------------------------
+    # -- orders from callers ---------------------------------------------------------------------
 
     def _cancel(self, requests: list[Request], error: SoloistError | None = None) -> None:
         for request in requests:
@@ -452,7 +452,9 @@ class Reactor:
         return Stats(
             size=pool.size,
             workers=tuple(
-                WorkerStats(w.number, w.incarnation, w.pid, w.state.value, len(w.leases), w.answered)
+                WorkerStats(
+                    w.number, w.incarnation, w.pid, w.state.value, len(w.leases), w.answered
+                )
                 for w in sorted(pool.workers.values(), key=lambda w: w.number)
             ),
             queued=pool.queued,
@@ -462,7 +464,7 @@ class Reactor:
             **self._counts,
         )
 
-    # -- the end -----------------------------------------------------------------------------------------
+    # -- the end ---------------------------------------------------------------------------------
 
     def _end(self) -> None:
         """Leave nothing behind, also if this thread failed."""

@@ -27,8 +27,16 @@ class Result:
         worker: number of the worker that answered.
     """
 
-    __slots__ = ("_encoded", "attempts", "duration_s", "index", "num_turns", "prompt", "text",
-                 "worker")
+    __slots__ = (
+        "_encoded",
+        "attempts",
+        "duration_s",
+        "index",
+        "num_turns",
+        "prompt",
+        "text",
+        "worker",
+    )
 
     def __init__(self, request: Request, answer: Answer) -> None:
         self.index = request.index

@@ -93,7 +93,9 @@ def children() -> list[int]:
     """Pids of this process's direct children, zombies included."""
     pid = os.getpid()
     with contextlib.suppress(OSError):
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
     import psutil  # noqa: PLC0415 - only where /proc has no list of children
 
     return [child.pid for child in psutil.Process(pid).children()]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from soloist.protocol import codec
@@ -37,7 +37,6 @@ from soloist.worker.channel import Channel
 from soloist.worker.clients import function
 from soloist.worker.host import Host
 from soloist.worker.ledger import Claims, Ledger
-
 
 FLUSH_S = 0.001
 """How long finished outcomes may be held back to go out together."""
@@ -165,7 +164,7 @@ class _AsyncLoop:
             loop.remove_reader(descriptor)
             await self._host.disconnect()
 
-    async def _race(self, serving: Any) -> bool:
+    async def _race(self, serving: Coroutine[Any, Any, bool]) -> bool:
         """Serve until stopped; a turn that runs by then is cut off."""
         service = asyncio.ensure_future(serving)
         stop = asyncio.ensure_future(self._stopped.wait())
@@ -186,7 +185,7 @@ class _AsyncLoop:
                 await self._turn(await self._next())
                 await self._host.renew()
         except SoloistError as error:
-            self._desk.announce(Broken(to_info(error)))
+            self._desk.announce(Broken(is_loaded=True, error=to_info(error)))
             return False
 
     async def _next(self) -> Lease:
@@ -230,4 +229,3 @@ class _AsyncLoop:
                     self._stopped.set()
                 case _:
                     raise LocalProtocolError(f"a worker gets no {type(message).__name__}")
-

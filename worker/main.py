@@ -34,7 +34,7 @@ remove_abandoned = guard.remove_abandoned
 
 
 def serve_forks(
-    listener: int, alive: int, report: int, run_dir: str, parent: int, preload: list[str]
+    *, listener: int, alive: int, report: int, run_dir: str, parent: int, preload: list[str]
 ) -> None:
     """Become the forkserver of one Supervisor, below its guards.
 
@@ -101,7 +101,7 @@ def run(config: WorkerConfig, *, grants: int, outcomes: int) -> int:
         try:
             serve = _prepare(config, desk)
         except SoloistError as error:
-            desk.announce(Broken(to_info(error)))
+            desk.announce(Broken(is_loaded=False, error=to_info(error)))
             return 1
         is_interruptible = serve.func is not _run_sync
         desk.announce(Loaded(VERSION, os.getpid(), is_interruptible))

@@ -350,6 +350,7 @@ class TestDeaths:
             async def query(self, prompt): ...
             async def receive_response(self):
                 yield
+
             async def interrupt(self): ...
             async def disconnect(self): ...
 
@@ -618,7 +619,9 @@ class TestArguments:
             Supervisor(client="ecko")
 
     def test_options_of_a_callable_are_passed_to_each_call(self):
-        with Supervisor(size=1, client=lambda p, suffix: p + suffix, options={"suffix": "!"}) as sup:
+        with Supervisor(
+            size=1, client=lambda p, suffix: p + suffix, options={"suffix": "!"}
+        ) as sup:
             assert texts(sup.map(["a"])) == ["a!"]
 
     def test_a_factory_makes_the_client(self):

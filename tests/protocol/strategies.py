@@ -47,7 +47,7 @@ WIRE = {
     m.Stop: st.builds(m.Stop),
     m.Loaded: st.builds(m.Loaded, numbers, numbers, st.booleans()),
     m.Ready: st.builds(m.Ready),
-    m.Broken: st.builds(m.Broken, tuple_errors),
+    m.Broken: st.builds(m.Broken, st.booleans(), tuple_errors),
     m.Streamed: st.builds(m.Streamed, numbers, st.binary(max_size=20)),
     m.Answer: st.builds(
         m.Answer, numbers, durations | numbers, texts, numbers, st.binary(max_size=20)

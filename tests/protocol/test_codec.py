@@ -89,7 +89,7 @@ class TestWireMessages:
         cycle = []
         cycle.append(cycle)
         with pytest.raises(LocalProtocolError):
-            codec.encode(m.Broken(INFO._replace(details={"x": cycle})))
+            codec.encode(m.Broken(False, INFO._replace(details={"x": cycle})))
 
 
 def assert_declared_types(record: Any) -> None:

@@ -62,7 +62,7 @@ class EchoClient:
 
     @staticmethod
     def check_options(
-        *, delay_s: float = 0.0, chunks: int = 0, connect_delay_s: float = 0.0, **others: Any
+        *, delay_s: Any = 0.0, chunks: Any = 0, connect_delay_s: Any = 0.0, **others: Any
     ) -> None:
         """Refuse values that make no sense, before anything is spawned."""
         for name, value in (("delay_s", delay_s), ("connect_delay_s", connect_delay_s)):
@@ -142,4 +142,8 @@ def _text(blocks: list[dict[str, Any]]) -> str:
 
 def _delta(text: str, i: int, pieces: int) -> dict[str, Any]:
     part = text[len(text) * i // pieces : len(text) * (i + 1) // pieces]
-    return {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": part}}
+    return {
+        "type": "content_block_delta",
+        "index": 0,
+        "delta": {"type": "text_delta", "text": part},
+    }
