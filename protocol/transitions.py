@@ -30,7 +30,13 @@ from typing import TypeAlias, TypeVar
 from soloist.protocol.errors import LocalProtocolError
 
 
-class WorkerState(enum.Enum):
+class _Symbol(enum.Enum):
+    """A member is hashed by identity, in C: Enum's own hash costs more than the table look-up."""
+
+    __hash__ = object.__hash__
+
+
+class WorkerState(_Symbol):
     """Where a worker is in its life."""
 
     STARTING = "starting"
@@ -40,7 +46,7 @@ class WorkerState(enum.Enum):
     DEAD = "dead"
 
 
-class WorkerEvent(enum.Enum):
+class WorkerEvent(_Symbol):
     """What happens to a worker."""
 
     LOADED = "loaded"
@@ -50,7 +56,7 @@ class WorkerEvent(enum.Enum):
     EXITED = "exited"
 
 
-class RequestState(enum.Enum):
+class RequestState(_Symbol):
     """Where a request is in its life."""
 
     QUEUED = "queued"
@@ -59,7 +65,7 @@ class RequestState(enum.Enum):
     SETTLED = "settled"
 
 
-class RequestEvent(enum.Enum):
+class RequestEvent(_Symbol):
     """What happens to a request."""
 
     LEASE = "lease"

@@ -51,7 +51,7 @@ class Channel:
 
     def has_input(self) -> bool:
         """Whether ``receive`` would give something."""
-        return bool(self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN)
+        return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
     def receive(self) -> tuple[int, int, list[WireMessage | RemoteProtocolError]] | None:
         """Take what one worker sent together: ``(number, incarnation, messages)``.

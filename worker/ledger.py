@@ -80,19 +80,19 @@ class Ledger:
         """Write one encoded outcome; on return it survives the death of this process.
 
         Args:
-            lease: its lease; 0 for the worker's word on itself (``Broken``), which comes last.
-            payload: the encoded ``Answer``, ``Failure`` or ``Broken``.
+            lease: its lease; ``NO_LEASE`` for the worker's word on itself. ``Loaded`` comes
+                before every outcome and is overwritten by the first, ``Broken`` comes last.
+            payload: the encoded ``Answer``, ``Failure``, ``Loaded`` or ``Broken``.
             acked: highest lease whose outcome the supervisor has for certain.
         """
         if acked >= self._last:
             if self._offset > _KEEP_BYTES:
                 os.ftruncate(self._file, 0)
             self._offset = 0
-        number = lease or self._last + 1  # a reader takes ascending numbers alone
-        data = ledger.record(number, payload)
+        data = ledger.record(lease, payload)
         self._write(data + ledger.END)
         self._offset += len(data)
-        self._last = number
+        self._last = max(self._last, lease)
 
     def _write(self, data: bytes) -> None:
         written = os.pwrite(self._file, data, self._offset)

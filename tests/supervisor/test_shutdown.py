@@ -1,5 +1,7 @@
 """Closing: every phase has an end, and none comes twice."""
 
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -62,7 +64,7 @@ class TestOrder:
         shutdown = closing()
         walk(shutdown, 100.0, **GONE)
         assert shutdown.advance(1e9, **BUSY) is None
-        assert shutdown.deadline() is None
+        assert shutdown.deadline() == math.inf
 
 
 class TestDeadline:
@@ -76,7 +78,7 @@ class TestDeadline:
 
     def test_a_drain_without_limit_has_none(self):
         shutdown = closing(drain_s=None)
-        assert shutdown.deadline() is None
+        assert shutdown.deadline() == math.inf
         assert walk(shutdown, 1e9, **BUSY) == []
         assert walk(shutdown, 1e9, **IDLE) == [Phase.INTERRUPT, Phase.STOP]
 
@@ -155,7 +157,7 @@ def test_from_any_state_it_ends_in_bounded_time_and_no_phase_comes_twice(drain_s
         entered += walk(shutdown, now, busy=busy, alive=alive)
     shutdown.hurry(now, drain_s=0.0)
     entered += walk(shutdown, now, **BUSY)
-    while (deadline := shutdown.deadline()) is not None:
+    while (deadline := shutdown.deadline()) < math.inf:
         entered += walk(shutdown, deadline, **BUSY)
     assert entered == sorted(set(entered))
     assert shutdown.phase is Phase.DONE
