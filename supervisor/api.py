@@ -45,7 +45,7 @@ _PULL_S = 0.001
 """How long input is pulled while a finished result waits to be yielded."""
 _EXIT_WAIT_S = 15.0
 
-_open_reactors: set[Reactor] = set()
+_open_reactors: weakref.WeakSet[Reactor] = weakref.WeakSet()
 
 
 class Supervisor:
@@ -499,14 +499,15 @@ def _start(
 
 def _forgotten(reactor: Reactor, dispatcher: Dispatcher) -> None:
     """A Supervisor was collected without ``close``: clean up without waiting for it."""
-    if not reactor.is_closed.is_set():
+    was_closed = reactor.is_closed.is_set()
+    reactor.close(0.0)
+    dispatcher.close()
+    if not was_closed:  # last, because a warning may be turned into an error
         warnings.warn(
             "a Supervisor was not closed; use `with Supervisor(...)` or call close()",
             ResourceWarning,
             stacklevel=2,
         )
-        reactor.close(0.0)
-    dispatcher.close()
 
 
 @atexit.register

@@ -206,7 +206,7 @@ class Forkserver(mp_forkserver.ForkServer):  # type: ignore[misc] # multiprocess
         )
 
     def _read_report(self, report: io.BufferedReader) -> int:
-        if not select.select([report], [], [], _START_S)[0]:
+        if not _is_readable_within(report.fileno(), _START_S):
             self.stop(1.0)
             raise ClientConnectError(
                 f"the spawning helper imported its preloads for over {_START_S:g} s"
@@ -254,7 +254,7 @@ class WorkerProcess:
 
     def exitcode(self) -> int | None:
         """Exit code of the ended process, negative for a signal; ``None`` if nobody knows."""
-        if not select.select([self._status], [], [], _EXITCODE_WAIT_MS / 1000)[0]:
+        if not _is_readable_within(self._status, _EXITCODE_WAIT_MS / 1000):
             return None
         with contextlib.suppress(EOFError, OSError):
             return int(mp_forkserver.read_signed(self._status))
@@ -369,6 +369,12 @@ class Spawner:
             max_payload_bytes=self._max_payload_bytes,
             forkserver=self._forkserver.pid,
         )
+
+
+def _is_readable_within(descriptor: int, seconds: float) -> bool:
+    poll = select.poll()  # select() knows no descriptor above 1,023
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 def _open_pidfd(pid: int) -> int | None:

@@ -1,0 +1,1535 @@
+"""The pool's decisions: plain examples, then a random environment against its invariants."""
+
+import collections
+import itertools
+import math
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from soloist.protocol.errors import (
+    ClientConnectError,
+    ClientError,
+    RequestCancelled,
+    RequestTimeout,
+    RestartLimitReached,
+    SlowReader,
+    SoloistError,
+    SupervisorClosed,
+    WorkerLost,
+    to_info,
+)
+from soloist.protocol.messages import Answer, Failure
+from soloist.protocol.transitions import RequestState
+from soloist.supervisor import pool as pool_module
+from soloist.supervisor.pool import (
+    INSPECT_AFTER_S,
+    MAX_BATCH,
+    MAX_BATCH_BYTES,
+    SYNC_GRACE_S,
+    Dispatch,
+    Inspect,
+    Interrupt,
+    Kill,
+    Pool,
+    Revoke,
+    Settle,
+    Spawn,
+    Stop,
+)
+from soloist.supervisor.request import Request
+from soloist.supervisor.restart import RestartPolicy
+
+GRACE_S = 5.0
+FAST_S = 1e-6
+
+
+class FakeWorker:
+    """A worker process with its grant pipe and its ledger, one step at a time."""
+
+    def __init__(self, world, number, incarnation):
+        self.world = world
+        self.number = number
+        self.incarnation = incarnation
+        self.pipe = collections.deque()
+        self.leases = {}
+        self.running = None
+        self.ledger = []  # every outcome since the start
+        self.delivered = 0  # how many of them were sent
+
+    def load(self, is_interruptible=True):
+        self.world.pool.loaded(
+            self.number, 1000 + self.number, is_interruptible=is_interruptible
+        )
+        return self
+
+    def ready(self):
+        self.world.pool.ready(self.number)
+        return self
+
+    def claim(self):
+        """Begin the next granted lease, if there is one."""
+        assert self.running is None
+        if self.pipe:
+            self.running = self.pipe.popleft()
+            self.world.has_begun(self.leases[self.running])
+        return self.running
+
+    def finish(self, duration_s=1.0, error=None):
+        """End the running lease: it is in the ledger, its message is still to come."""
+        lease, self.running = self.running, None
+        assert lease is not None
+        if error is None:
+            outcome = Answer(lease, duration_s, self.world.text(self.leases[lease]), 1, b"")
+        else:
+            outcome = Failure(lease, duration_s, to_info(error))
+        self.ledger.append(outcome)
+
+    def deliver(self):
+        """Its messages arrive."""
+        outcomes, self.delivered = self.ledger[self.delivered :], len(self.ledger)
+        return self.say(*outcomes)
+
+    def say(self, *outcomes):
+        return self.world.execute(
+            self.world.pool.answered(self.number, outcomes, self.world.now)
+        )
+
+    def answer(self, duration_s=1.0, error=None):
+        """Run the next lease to its end and deliver it."""
+        if self.running is None:
+            assert self.claim() is not None
+        self.finish(duration_s, error)
+        return self.deliver()
+
+    def take_back(self):
+        taken, self.pipe = list(self.pipe), collections.deque()
+        return taken
+
+    def die(self, exitcode=-9):
+        """The process ends; the reactor reads everything it left."""
+        del self.world.workers[self.number]
+        pool, now = self.world.pool, self.world.now
+        self.world.execute(pool.answered(self.number, self.ledger, now))
+        return self.world.execute(pool.exited(self.number, exitcode, self.take_back(), now))
+
+
+class World:
+    """The reactor's part: executes actions, moves the clock, keeps the accounts."""
+
+    def __init__(self, size=1, max_restarts=3, period_s=30.0, grace_s=GRACE_S):
+        self.now = 100.0
+        restart = RestartPolicy(max_restarts=max_restarts, period_s=period_s, jitter=lambda: 1.0)
+        self.pool = Pool(size=size, restart=restart, interrupt_grace_s=grace_s)
+        self.workers = {}
+        self.numbers = itertools.count()
+        self.requests = []
+        self.outcomes = {}
+        self.begun = []
+        self.log = []
+
+    # -- what callers do ---------------------------------------------------------------------
+
+    def submit(self, count=1, timeout_s=None, payload=b"p"):
+        made = []
+        for _ in range(count):
+            deadline = None if timeout_s is None else self.now + timeout_s
+            request = Request("p", payload, self, index=next(self.numbers), deadline=deadline)
+            self.requests.append(request)
+            self.execute(self.pool.submit(request))
+            made.append(request)
+        return made
+
+    def cancel(self, request, error=None):
+        self.run_to_end(lambda: self.pool.cancel(request, self.now, error))
+
+    # -- what the reactor does ---------------------------------------------------------------
+
+    def decide(self):
+        """One turn of the reactor; gives the actions in order."""
+        begin = len(self.log)
+        self.run_to_end(lambda: self.pool.expire(self.now))
+        self.run_to_end(lambda: self.pool.assign(self.now))
+        return self.log[begin:]
+
+    def run_to_end(self, decide):
+        for _ in range(1000):
+            actions = decide()
+            self.execute(actions)
+            if not any(type(action) in {Revoke, Inspect} for action in actions):
+                return
+        raise AssertionError("the pool never stops asking")
+
+    def execute(self, actions):
+        for action in actions:
+            self.log.append(action)
+            handler = getattr(self, f"do_{type(action).__name__.lower()}", None)
+            if handler is not None:
+                handler(action)
+        return actions
+
+    def do_spawn(self, action):
+        assert action.number not in self.workers
+        assert len(self.workers) < self.pool.size
+        self.workers[action.number] = FakeWorker(self, action.number, action.incarnation)
+
+    def do_dispatch(self, action):
+        worker = self.workers[action.number]
+        held = {r.lease: r for r in self.pool.workers[action.number].leases}
+        for lease in action.run.leases:
+            assert lease.number not in worker.leases, "a lease number was used twice"
+            worker.leases[lease.number] = held[lease.number]
+            worker.pipe.append(lease.number)
+
+    def do_revoke(self, action):
+        self.pool.revoked(action.number, self.workers[action.number].take_back())
+
+    def do_inspect(self, action):
+        worker = self.workers[action.number]
+        worker.delivered = len(worker.ledger)
+        worker.say(*worker.ledger)
+
+    def do_settle(self, action):
+        request = action.request
+        assert request not in self.outcomes, f"{request} settled twice"
+        self.outcomes[request] = action.outcome
+        request.outcome = action.outcome
+
+    # -- shorthand ---------------------------------------------------------------------------
+
+    def up(self, count=None, **load):
+        """Bring up workers that are ready: all that were spawned, or ``count`` idle ones."""
+        if count is not None:
+            for _ in range(count):
+                self.execute([self.pool.start_worker()])
+        for worker in self.workers.values():
+            if self.pool.workers[worker.number].state.value == "starting":
+                worker.load(**load).ready()
+        return list(self.workers.values())
+
+    def tick(self, seconds):
+        self.now += seconds
+        return self.decide()
+
+    def text(self, request):
+        return f"answer {request.index}"
+
+    def has_begun(self, request):
+        assert request not in self.begun, f"{request} runs twice"
+        self.begun.append(request)
+
+    def learn(self, depth):
+        """Answer quick prompts until the pool trusts that they are quick."""
+        worker = next(iter(self.workers.values()))
+        for _ in range(400):
+            if self.pool._depth >= depth:
+                return
+            self.submit()
+            self.decide()
+            holder = next(w for w in self.workers.values() if w.pipe)
+            holder.answer(duration_s=2e-3 / (depth + 0.5) - 1e-6)
+        raise AssertionError(f"the depth stays at {self.pool._depth}, {worker}")
+
+    def outcome(self, request):
+        return self.outcomes.get(request)
+
+    def texts(self, requests):
+        return [getattr(self.outcome(r), "text", self.outcome(r)) for r in requests]
+
+
+def kinds(actions):
+    return [type(action).__name__ for action in actions]
+
+
+def sent(actions):
+    """Lease counts by worker of every dispatch."""
+    return {a.number: len(a.run.leases) for a in actions if type(a) is Dispatch}
+
+
+def busy_world(**kwargs):
+    """One worker that runs one request."""
+    load = {k: kwargs.pop(k) for k in list(kwargs) if k == "is_interruptible"}
+    timeout_s = kwargs.pop("timeout_s", None)
+    world = World(**kwargs)
+    (worker,) = world.up(1, **load)
+    (request,) = world.submit(timeout_s=timeout_s)
+    world.decide()
+    worker.claim()
+    return world, worker, request
+
+
+def batch_world(count=4, size=1, **kwargs):
+    """One quick worker that was given ``count`` requests in one message."""
+    world = World(size=size, **kwargs)
+    (worker,) = world.up(1)
+    world.learn(16)
+    requests = world.submit(count)
+    assert sent(world.decide()) == {worker.number: count}
+    return world, worker, requests
+
+
+class TestAssignment:
+    def test_an_idle_worker_gets_the_first_request(self):  # 1
+        world = World(size=2)
+        world.up(1)
+        first, _ = world.submit(2)
+        actions = world.decide()
+        assert kinds(actions) == ["Spawn", "Dispatch"]
+        assert actions[1].run.leases[0].number == first.lease
+        assert repr(world.pool) == "<Pool 1 queued, [<Worker 0.1 ready 1>, <Worker 1.1 starting 0>]>"
+
+    def test_without_an_idle_worker_another_is_started_for_each_that_waits(self):  # 2
+        world = World(size=8)
+        world.submit(3)
+        assert world.decide() == [Spawn(0, 1), Spawn(1, 1), Spawn(2, 1)]
+        assert world.decide() == []
+        world.submit()
+        assert world.decide() == [Spawn(3, 1)]
+
+    def test_never_more_than_size_are_started(self):
+        world = World(size=2)
+        world.submit(10)
+        assert world.decide() == [Spawn(0, 1), Spawn(1, 1)]
+        world.submit(10)
+        assert world.decide() == []
+
+    def test_an_idle_worker_comes_before_a_new_one(self):
+        world = World(size=4)
+        world.up(2)
+        world.submit(2)
+        actions = world.decide()
+        assert kinds(actions) == ["Dispatch", "Dispatch"]
+        assert sent(actions) == {0: 1, 1: 1}
+
+    def test_the_order_is_first_come_first_served(self):
+        world = World(size=2)
+        world.up(2)
+        requests = world.submit(9)
+        world.decide()
+        while any(world.outcome(r) is None for r in requests):
+            for worker in world.workers.values():
+                if worker.pipe:
+                    worker.answer()
+                    world.decide()
+        assert world.begun == sorted(world.begun, key=lambda r: r.index)
+        assert world.texts(requests) == [f"answer {i}" for i in range(9)]
+
+    def test_slow_prompts_never_wait_at_a_worker(self):
+        world, worker, _ = busy_world()
+        waiting = world.submit(3)
+        assert world.decide() == []
+        assert [r.state for r in waiting] == [RequestState.QUEUED] * 3
+        worker.finish(duration_s=0.5)
+        worker.deliver()
+        assert sent(world.decide()) == {0: 1}
+
+    def test_quick_prompts_go_in_batches(self):  # 3
+        world, worker, requests = batch_world(count=10)
+        assert repr(world.pool) == "<Pool 0 queued, [<Worker 0.1 ready 10>]>"
+        for _ in requests:
+            worker.claim()
+            worker.finish(FAST_S)
+        worker.deliver()
+        assert world.texts(requests) == [f"answer {r.index}" for r in requests]
+
+    def test_a_batch_is_one_message_with_what_is_acknowledged(self):
+        world, worker, requests = batch_world(count=3)
+        worker.claim()
+        worker.finish(FAST_S)
+        worker.deliver()
+        world.submit(2)
+        (dispatch,) = [a for a in world.decide() if type(a) is Dispatch]
+        assert dispatch.run.acked == requests[0].lease
+        assert [lease.number for lease in dispatch.run.leases] == [
+            requests[-1].lease + 1,
+            requests[-1].lease + 2,
+        ]
+
+    def test_one_slow_answer_ends_the_batches(self):
+        world, worker, _ = batch_world(count=1)
+        worker.answer(duration_s=1.0)
+        world.submit(5)
+        assert sent(world.decide()) == {0: 1}
+
+    def test_quick_answers_restore_them_slowly(self):
+        world, worker, _ = batch_world(count=1)
+        worker.answer(duration_s=1.0)
+        for _ in range(10):
+            world.submit()
+            world.decide()
+            worker.answer(FAST_S)
+        world.submit(5)
+        assert sent(world.decide()) == {0: 1}
+
+    def test_shares_differ_by_one_at_most(self):
+        world = World(size=2)
+        world.up(2)
+        world.learn(64)
+        world.submit(21)
+        assert sorted(sent(world.decide()).values()) == [10, 11]
+
+    def test_however_quick_a_batch_is_bounded(self):
+        world = World(size=1)
+        world.up(1)
+        world.learn(MAX_BATCH)
+        world.submit(10 * MAX_BATCH)
+        assert sent(world.decide()) == {0: MAX_BATCH + 1}
+        assert world.decide() == []
+
+    def test_a_message_is_bounded_in_bytes(self):
+        world = World(size=1)
+        world.up(1)
+        world.learn(64)
+        world.submit(30, payload=b"x" * (MAX_BATCH_BYTES // 4))
+        (count,) = sent(world.decide()).values()
+        assert 4 <= count <= 6
+
+    def test_a_payload_over_the_bound_goes_by_itself(self):
+        world = World(size=1)
+        world.up(1)
+        world.learn(64)
+        world.submit(3, payload=b"x" * (2 * MAX_BATCH_BYTES))
+        assert sent(world.decide())[0] <= 2
+
+    def test_nobody_is_told_before_all_hope_is_gone(self):  # 5
+        world = World(size=2, max_restarts=0)
+        (request,) = world.submit()
+        world.decide()
+        world.submit()
+        world.decide()
+        world.workers[0].die()
+        assert world.decide() == []
+        world.workers[1].die()
+        assert kinds(world.decide()) == ["Settle", "Settle"]
+        assert isinstance(world.outcome(request), RestartLimitReached)
+
+    def test_nothing_to_do_is_nothing_done(self):
+        world = World()
+        assert world.decide() == []
+        assert world.pool.next_deadline() == math.inf
+        assert repr(world.pool) == "<Pool 0 queued, []>"
+
+
+class TestAttempts:
+    def test_a_dispatch_is_one_attempt(self):
+        _, _, request = busy_world()
+        assert request.attempts == 1
+
+    def test_one_that_was_taken_back_is_none(self):
+        world, worker, requests = batch_world(count=3)
+        worker.claim()
+        world.execute(world.pool.revoke_all())
+        assert [r.attempts for r in requests] == [1, 0, 0]
+        worker.die()
+        world.decide()
+        (again,) = world.up()
+        world.decide()
+        assert requests[1].attempts == 1
+        assert again.claim() is not None
+
+
+class TestRevoke:
+    def test_what_is_taken_back_keeps_its_place(self):
+        world, worker, requests = batch_world(count=4)
+        later = world.submit(2)
+        worker.claim()
+        world.execute(world.pool.revoke_all())
+        assert list(world.pool._queue) == [*requests[1:], *later][: len(world.pool._queue)]
+        assert [r.state for r in requests[1:]] == [RequestState.QUEUED] * 3
+        assert world.pool.queued == 5
+
+    def test_nothing_to_take_back_changes_nothing(self):
+        world, _, request = busy_world()
+        world.execute([Revoke(0)])
+        assert request.state is RequestState.LEASED
+        assert repr(world.pool) == "<Pool 0 queued, [<Worker 0.1 ready 1>]>"
+
+    def test_its_old_lease_means_nothing_any_more(self):
+        world, worker, requests = batch_world(count=2)
+        worker.claim()
+        old = requests[1].lease
+        world.execute([Revoke(0)])
+        worker.answer(FAST_S)
+        world.decide()
+        assert requests[1].lease > old
+        worker.say(Answer(old, 0.1, "of the old lease", 1, b""))
+        assert world.outcome(requests[1]) is None
+
+
+class TestSilence:
+    """A worker with more than one lease says nothing: case 4."""
+
+    def test_what_waits_behind_goes_to_another(self):
+        world, slow, requests = batch_world(count=3, size=2)
+        slow.claim()
+        assert world.tick(INSPECT_AFTER_S / 2) == []
+        actions = world.tick(INSPECT_AFTER_S / 2)
+        assert kinds(actions)[:2] == ["Inspect", "Revoke"]
+        assert Spawn(1, 1) in actions
+        world.up()
+        world.decide()
+        other = world.workers[1]
+        for _ in requests[1:]:
+            other.answer(FAST_S)
+            world.decide()
+        assert world.texts(requests) == [None, *[f"answer {r.index}" for r in requests[1:]]]
+
+    def test_finished_ones_whose_messages_are_held_back_are_read_from_the_ledger(self):
+        world, worker, requests = batch_world(count=3)
+        for _ in range(2):
+            worker.claim()
+            worker.finish(FAST_S)
+        worker.claim()
+        world.tick(INSPECT_AFTER_S)
+        assert world.texts(requests) == [*[f"answer {r.index}" for r in requests[:2]], None]
+        assert worker.deliver() == []
+
+    def test_the_silent_worker_gets_no_more_until_that_request_has_ended(self):
+        world, worker, requests = batch_world(count=3)
+        worker.claim()
+        world.tick(INSPECT_AFTER_S)
+        assert repr(world.pool) == "<Pool 2 queued, [<Worker 0.1 ready 1>]>"
+        assert world.tick(1.0) == []
+        worker.finish(FAST_S)
+        worker.deliver()
+        assert sent(world.decide()) != {}
+        assert requests[1].state is RequestState.LEASED
+
+    def test_the_clock_is_set_for_it(self):
+        world, worker, _ = batch_world(count=2)
+        worker.claim()
+        assert world.pool.next_deadline() == world.now + INSPECT_AFTER_S
+
+    def test_a_single_slow_request_is_left_alone(self):
+        world, _, _ = busy_world()
+        assert world.pool.next_deadline() == math.inf
+        assert world.tick(3600.0) == []
+
+    def test_a_worker_that_makes_progress_is_left_alone(self):
+        world, worker, _ = batch_world(count=4)
+        for _ in range(3):
+            worker.answer(FAST_S)
+            assert world.tick(INSPECT_AFTER_S * 0.9) == []
+
+    def test_old_news_from_the_ledger_teaches_nothing(self):
+        """An Inspect gives everything since the last acknowledgement, mostly known already."""
+        world, worker, _ = batch_world(count=1)
+        worker.answer(duration_s=1.0)
+        before = world.pool._service_s
+        for _ in range(50):
+            worker.say(*worker.ledger)
+        assert world.pool._service_s == before
+
+
+class TestCancel:
+    def test_in_the_queue_it_ends_at_once_and_certainly_never_ran(self):
+        world = World()
+        (request,) = world.submit()
+        world.cancel(request)
+        assert isinstance(world.outcome(request), RequestCancelled)
+        assert world.outcome(request).started is False
+        assert world.decide() == []
+        assert (world.pool.outstanding, world.pool.queued) == (0, 0)
+
+    def test_while_it_waits_at_a_worker_it_is_taken_back_and_never_ran(self):
+        world, worker, requests = batch_world(count=3)
+        worker.claim()
+        world.cancel(requests[1])
+        assert world.outcome(requests[1]).started is False
+        world.decide()
+        worker.answer(FAST_S)
+        world.decide()
+        worker.answer(FAST_S)
+        assert world.begun[-2:] == [requests[0], requests[2]]
+
+    def test_running_it_is_interrupted_and_ends_when_it_is_drained(self):
+        world, worker, request = busy_world()
+        world.cancel(request)
+        assert world.log[-1] == Interrupt(0, request.lease)
+        assert world.outcome(request) is None
+        assert request.state is RequestState.DRAINING
+        worker.finish()
+        worker.deliver()
+        assert isinstance(world.outcome(request), RequestCancelled)
+        assert world.outcome(request).started is None
+
+    def test_while_it_drains_its_worker_gets_nothing_and_then_goes_on(self):
+        world, worker, request = busy_world()
+        world.cancel(request)
+        (waiting,) = world.submit()
+        assert world.decide() == []
+        worker.finish(error=ClientError("interrupted"))
+        worker.deliver()
+        assert sent(world.decide()) == {0: 1}
+        worker.answer()
+        assert world.texts([waiting]) == ["answer 1"]
+
+    def test_again_while_it_drains_changes_nothing(self):
+        world, _, request = busy_world()
+        world.cancel(request)
+        count = len(world.log)
+        world.cancel(request)
+        assert len(world.log) == count
+
+    def test_after_the_outcome_it_changes_nothing(self):
+        world, worker, request = busy_world()
+        worker.finish()
+        worker.deliver()
+        count = len(world.log)
+        world.cancel(request)
+        assert len(world.log) == count
+        assert world.texts([request]) == ["answer 0"]
+
+    def test_one_whose_claim_was_not_known_is_found_running(self):
+        world, worker, requests = batch_world(count=2)
+        worker.claim()
+        world.cancel(requests[0])
+        assert Interrupt(0, requests[0].lease) in world.log
+        assert requests[1].state is RequestState.QUEUED
+
+    @pytest.mark.parametrize("state", ["queued", "running"])
+    def test_the_reason_is_what_its_caller_hears(self, state):
+        world, worker, request = busy_world()
+        if state == "queued":
+            (request,) = world.submit()
+        world.cancel(request, SlowReader("too far behind"))
+        if state == "running":
+            worker.finish()
+            worker.deliver()
+        assert isinstance(world.outcome(request), SlowReader)
+
+    def test_a_sync_callable_may_end_by_itself_for_a_moment(self):
+        world, worker, request = busy_world(is_interruptible=False)
+        world.cancel(request)
+        assert not any(type(a) in {Interrupt, Kill} for a in world.log)
+        worker.finish()
+        worker.deliver()
+        assert isinstance(world.outcome(request), RequestCancelled)
+        assert world.tick(2 * SYNC_GRACE_S) == []
+
+    def test_a_sync_callable_that_does_not_is_ended_with_its_worker(self):
+        world, worker, request = busy_world(is_interruptible=False)
+        world.cancel(request)
+        assert world.pool.next_deadline() == world.now + SYNC_GRACE_S
+        assert kinds(world.tick(SYNC_GRACE_S)) == ["Kill"]
+        worker.die()
+        assert isinstance(world.outcome(request), RequestCancelled)
+
+    def test_pending_ones_are_all_that_has_not_begun(self):
+        world, worker, requests = batch_world(count=3)
+        worker.claim()
+        waiting = world.submit(2)
+        world.execute(world.pool.revoke_all())
+        world.execute(world.pool.cancel_pending())
+        cancelled = [*requests[1:], *waiting]
+        assert {world.outcome(r).started for r in cancelled} == {False}
+        worker.finish()
+        worker.deliver()
+        assert world.texts(requests[:1]) == [f"answer {requests[0].index}"]
+
+
+class TestCancelOfTwo:
+    """The first has finished and its message is on its way; the second runs."""
+
+    @staticmethod
+    def scene(**kwargs):
+        world, worker, requests = batch_world(count=2, **kwargs)
+        worker.claim()
+        worker.finish(FAST_S)
+        worker.claim()
+        return world, worker, requests
+
+    def test_the_one_that_runs_is_interrupted_although_both_are_cancelled(self):
+        world, _, (first, second) = self.scene()
+        world.cancel(first)
+        world.cancel(second)
+        assert Interrupt(0, second.lease) in world.log
+
+    def test_the_one_that_runs_is_not_disturbed_by_the_other(self):
+        world, worker, (first, second) = self.scene()
+        world.cancel(first)
+        worker.deliver()
+        world.tick(GRACE_S + 1)
+        assert not any(type(a) is Kill for a in world.log)
+        worker.finish(FAST_S)
+        worker.deliver()
+        assert world.texts([second]) == [f"answer {second.index}"]
+
+    def test_a_message_of_the_other_does_not_end_the_grace(self):
+        world, worker, (_, second) = self.scene()
+        world.cancel(second)
+        worker.deliver()
+        assert world.pool.next_deadline() <= world.now + GRACE_S
+        assert Kill(0) in world.tick(GRACE_S)
+
+    def test_no_more_is_given_while_the_second_drains(self):
+        world, worker, (_, second) = self.scene()
+        world.cancel(second)
+        worker.deliver()
+        world.submit()
+        assert sent(world.decide()) == {}
+
+    def test_both_time_out(self):
+        world = World()
+        (worker,) = world.up(1)
+        world.learn(16)
+        first, second = world.submit(2, timeout_s=1.0)
+        world.decide()
+        worker.claim()
+        worker.finish(FAST_S)
+        worker.claim()
+        world.tick(1.0)
+        assert Interrupt(0, second.lease) in world.log
+        assert isinstance(world.outcome(second), RequestTimeout)
+        assert world.outcome(first) is not None
+
+    def test_both_are_aborted(self):
+        world, _, (_, second) = self.scene()
+        world.pool.close_intake("over")
+        world.execute(world.pool.revoke_all())
+        world.run_to_end(lambda: world.pool.abort(world.now))
+        assert Interrupt(0, second.lease) in world.log
+
+
+class TestTimeout:
+    def test_in_the_queue_it_certainly_never_ran(self):
+        world, _, _ = busy_world()
+        (request,) = world.submit(timeout_s=1.0)
+        assert world.pool.next_deadline() == world.now + 1.0
+        world.tick(1.0)
+        assert isinstance(world.outcome(request), RequestTimeout)
+        assert world.outcome(request).started is False
+
+    def test_while_it_waits_at_a_worker_it_certainly_never_ran(self):
+        world = World()
+        (worker,) = world.up(1)
+        world.learn(16)
+        first, second = world.submit(2, timeout_s=INSPECT_AFTER_S / 2)
+        world.decide()
+        worker.claim()
+        world.tick(INSPECT_AFTER_S / 2)
+        assert world.outcome(second).started is False
+        assert world.outcome(first).started is None
+
+    def test_running_its_caller_is_free_at_once_and_the_turn_is_interrupted(self):
+        world, worker, request = busy_world(timeout_s=1.0)
+        world.tick(1.0)
+        assert isinstance(world.outcome(request), RequestTimeout)
+        assert world.outcome(request).started is None
+        assert world.log[-1] == Interrupt(0, request.lease)
+        world.submit()
+        assert world.decide() == []
+        worker.finish()
+        worker.deliver()
+        assert sent(world.decide()) == {0: 1}
+
+    def test_the_late_answer_reaches_nobody(self):
+        world, worker, request = busy_world(timeout_s=1.0)
+        world.tick(1.0)
+        (after,) = world.submit()
+        worker.finish()
+        worker.deliver()
+        world.decide()
+        assert isinstance(world.outcome(request), RequestTimeout)
+        worker.answer()
+        assert world.texts([after]) == ["answer 1"]
+
+    def test_one_that_drains_already_is_left_alone(self):
+        world, _, request = busy_world(timeout_s=1.0)
+        world.cancel(request)
+        count = len(world.log)
+        world.tick(1.0)
+        assert len(world.log) == count
+
+    def test_one_that_was_answered_in_time_is_left_alone(self):
+        world, worker, request = busy_world(timeout_s=1.0)
+        worker.finish()
+        worker.deliver()
+        assert world.tick(2.0) == []
+        assert world.texts([request]) == ["answer 0"]
+
+    def test_many_end_in_the_order_of_their_deadlines(self):
+        world, _, _ = busy_world()
+        late = world.submit(timeout_s=3.0)
+        early = world.submit(2, timeout_s=1.0)
+        world.tick(1.0)
+        assert [r in world.outcomes for r in [*early, *late]] == [True, True, False]
+
+    def test_a_request_taken_back_from_a_silent_worker_can_still_time_out(self):
+        world = World()
+        (worker,) = world.up(1)
+        world.learn(16)
+        _, second = world.submit(2, timeout_s=1.0)
+        world.decide()
+        worker.claim()
+        world.tick(INSPECT_AFTER_S)
+        assert second.state is RequestState.QUEUED
+        world.tick(1.0)
+        assert world.outcome(second).started is False
+
+
+class TestGrace:
+    def test_a_turn_that_does_not_end_costs_its_worker(self):
+        world, worker, request = busy_world()
+        world.cancel(request)
+        assert world.pool.next_deadline() == world.now + GRACE_S
+        assert world.tick(GRACE_S / 2) == []
+        assert world.tick(GRACE_S / 2) == [Kill(0)]
+        assert world.tick(GRACE_S) == []
+        worker.die()
+        assert isinstance(world.outcome(request), RequestCancelled)
+
+    def test_a_turn_that_ends_in_time_costs_nothing(self):
+        world, worker, request = busy_world()
+        world.cancel(request)
+        world.tick(GRACE_S - 0.1)
+        worker.finish()
+        worker.deliver()
+        assert world.tick(1.0) == []
+        assert repr(world.pool) == "<Pool 0 queued, [<Worker 0.1 ready 0>]>"
+
+    def test_a_worker_killed_on_purpose_is_no_failure_and_is_replaced_at_once(self):
+        world = World(max_restarts=0)
+        for round_ in range(5):
+            if not round_:
+                world.up(1)
+            (request,) = world.submit()
+            world.decide()
+            world.workers[0].claim()
+            world.cancel(request)
+            assert Kill(0) in world.tick(GRACE_S)
+            assert Spawn(0, round_ + 2) in world.workers[0].die()
+            world.up()
+        assert world.pool.restarts == 5
+
+    def test_what_it_answered_on_the_way_out_is_dropped_with_the_cancelled(self):
+        world, worker, request = busy_world()
+        world.cancel(request)
+        world.tick(GRACE_S)
+        worker.finish()
+        worker.die()
+        assert isinstance(world.outcome(request), RequestCancelled)
+
+    def test_nobody_else_is_hit_by_the_kill(self):
+        """Until the signal lands the worker could finish the turn and claim the next."""
+        world, worker, requests = batch_world(count=1)
+        worker.claim()
+        world.execute([Revoke(0)])  # now the pool knows that it runs
+        (behind,) = world.submit()
+        world.decide()
+        world.cancel(requests[0])
+        world.tick(GRACE_S)
+        assert Kill(0) in world.log
+        worker.finish(FAST_S)
+        worker.claim()
+        worker.die()
+        assert not isinstance(world.outcome(behind), SoloistError)
+
+
+class TestDeath:
+    def test_idle_it_costs_nothing_and_is_replaced_at_once_if_it_was_of_use(self):
+        world, worker, _ = busy_world()
+        worker.finish()
+        worker.deliver()
+        assert worker.die() == [Spawn(0, 2)]
+        assert world.pool.restarts == 1
+
+    def test_running_one_request_it_costs_that_one(self):
+        world, worker, request = busy_world()
+        worker.die(-9)
+        lost = world.outcome(request)
+        assert isinstance(lost, WorkerLost)
+        assert (lost.started, lost.exitcode, lost.retryable) == (None, -9, True)
+        assert "signal 9" in str(lost)
+
+    @pytest.mark.parametrize(
+        ("exitcode", "text"), [(None, "died"), (3, "exited with code 3"), (-11, "by signal 11")]
+    )
+    def test_the_error_says_how_it_ended(self, exitcode, text):
+        world, worker, request = busy_world()
+        worker.die(exitcode)
+        assert text in str(world.outcome(request))
+
+    def test_in_a_batch_it_costs_one_and_the_others_keep_their_place(self):
+        world, worker, requests = batch_world(count=4)
+        later = world.submit(1)
+        world.decide()
+        worker.claim()
+        worker.die()
+        assert [isinstance(world.outcome(r), WorkerLost) for r in requests] == [
+            True, False, False, False,
+        ]  # fmt: skip
+        assert list(world.pool._queue) == [*requests[1:], *later]
+        world.up()
+        world.decide()
+        for _ in range(4):
+            world.workers[0].answer(FAST_S)
+            world.decide()
+        assert world.begun[-4:] == [*requests[1:], *later]
+
+    def test_between_two_it_costs_nothing(self):
+        world, worker, requests = batch_world(count=2)
+        worker.claim()
+        worker.finish(FAST_S)
+        worker.die()
+        assert world.texts(requests) == [f"answer {requests[0].index}", None]
+        assert requests[1].state is RequestState.QUEUED
+
+    def test_finished_ones_are_delivered_first(self):
+        world, worker, requests = batch_world(count=4)
+        for _ in range(2):
+            worker.claim()
+            worker.finish(FAST_S)
+        worker.claim()
+        worker.die()
+        texts = [f"answer {r.index}" for r in requests[:2]]
+        assert world.texts(requests[:2]) == texts
+        assert isinstance(world.outcome(requests[2]), WorkerLost)
+        assert world.outcome(requests[3]) is None
+
+    def test_before_it_claimed_anything_it_costs_nothing(self):
+        world = World()
+        (worker,) = world.up(1)
+        (request,) = world.submit()
+        world.decide()
+        worker.die()
+        assert world.outcome(request) is None
+        assert request.state is RequestState.QUEUED
+        assert request.attempts == 0
+
+    def test_draining_its_caller_hears_of_the_cancellation_alone(self):
+        world, worker, request = busy_world()
+        world.cancel(request)
+        worker.die()
+        assert isinstance(world.outcome(request), RequestCancelled)
+
+    def test_after_a_timeout_nobody_hears_of_it_again(self):
+        world, worker, request = busy_world(timeout_s=1.0)
+        world.tick(1.0)
+        worker.die()
+        assert isinstance(world.outcome(request), RequestTimeout)
+
+    @pytest.mark.parametrize("step", ["starting", "connecting", "ready"])
+    def test_before_its_first_answer_it_is_a_failure_and_the_backoff_begins(self, step):
+        world = World()
+        world.submit()
+        world.decide()
+        worker = world.workers[0]
+        if step != "starting":
+            worker.load()
+        if step == "ready":
+            worker.ready()
+        assert worker.die() == []
+        assert world.decide() == []
+        assert world.pool.next_deadline() > world.now
+        world.now = world.pool.next_deadline()
+        assert world.decide() == [Spawn(0, 2)]
+
+    def test_a_number_comes_back_as_another_incarnation(self):
+        world, worker, _ = busy_world()
+        worker.finish()
+        worker.deliver()
+        for incarnation in (2, 3, 4):
+            world.workers[0].die()
+            (worker,) = world.up()
+            assert worker.incarnation == incarnation
+            world.submit()
+            world.decide()
+            worker.answer()
+
+
+class TestLateReplies:
+    def test_one_of_no_lease_is_dropped(self):
+        world, worker, request = busy_world()
+        assert worker.say(Answer(99, 0.1, "whose?", 1, b"")) == []
+        assert world.outcome(request) is None
+
+    def test_the_same_again_is_dropped(self):
+        world, worker, request = busy_world()
+        worker.finish()
+        worker.deliver()
+        assert worker.say(*worker.ledger, *worker.ledger) == []
+        assert world.pool.outstanding == 0
+        assert request.state is RequestState.SETTLED
+
+    def test_one_out_of_order_is_dropped(self):
+        world, worker, requests = batch_world(count=2)
+        assert worker.say(Answer(requests[1].lease, 0.1, "too early", 1, b"")) == []
+        assert world.texts(requests) == [None, None]
+
+    def test_one_of_a_timed_out_request_does_not_reach_the_next(self):
+        world, worker, request = busy_world(timeout_s=1.0)
+        world.tick(1.0)
+        (after,) = world.submit()
+        worker.finish()
+        worker.deliver()
+        world.decide()
+        assert worker.say(Answer(request.lease, 0.1, "late", 1, b"")) == []
+        assert world.outcome(after) is None
+
+    def test_an_error_is_an_outcome_as_good(self):
+        world, worker, request = busy_world()
+        worker.finish(error=ClientError("no", api_status=500))
+        worker.deliver()
+        assert isinstance(world.outcome(request), ClientError)
+        assert world.outcome(request).api_status == 500
+        assert worker.die() == [Spawn(0, 2)]
+
+    def test_an_error_in_a_batch_fails_its_own_request_alone(self):
+        world, worker, requests = batch_world(count=3)
+        worker.answer(FAST_S)
+        worker.answer(FAST_S, error=ClientError("no"))
+        worker.answer(FAST_S)
+        first, second, third = (world.outcome(r) for r in requests)
+        assert isinstance(second, ClientError)
+        assert (first.text, third.text) == (f"answer {requests[0].index}", f"answer {requests[2].index}")
+
+
+class TestBroken:
+    def test_without_another_client_that_works_everybody_is_told_at_once(self):
+        world = World(size=2)
+        requests = world.submit(3)
+        world.decide()
+        world.workers[0].load()
+        world.execute(world.pool.broken(0, ClientConnectError("bad key")))
+        for request in requests:
+            error = world.outcome(request)
+            assert isinstance(error, ClientConnectError)
+            assert str(error) == "bad key"
+            assert error.started is False
+        assert len({id(world.outcome(r)) for r in requests}) == 3
+
+    def test_with_another_client_that_works_they_wait_for_that(self):
+        world = World(size=2)
+        (good, bad) = world.up(1) + [None]
+        world.submit(2)
+        world.decide()
+        bad = world.workers[1].load()
+        assert world.pool.broken(1, ClientConnectError("bad key")) == []
+        bad.die(1)
+        good.answer()
+        world.decide()
+        good.answer()
+        assert world.texts(world.requests) == ["answer 0", "answer 1"]
+
+    def test_a_client_that_worked_once_is_only_replaced(self):
+        world, worker, _ = busy_world()
+        worker.finish()
+        worker.deliver()
+        (request,) = world.submit()
+        world.execute(world.pool.broken(0, ClientConnectError("gone")))
+        assert world.outcome(request) is None
+        assert world.decide() == []
+        assert worker.die(1) == [Spawn(0, 2)]
+        world.up()
+        world.decide()
+        world.workers[0].answer()
+        assert world.texts([request]) == ["answer 1"]
+
+    def test_it_is_given_nothing_any_more(self):
+        world = World(size=1)
+        (worker,) = world.up(1)
+        world.execute(world.pool.broken(0, ClientConnectError("gone")))
+        world.submit()
+        assert sent(world.decide()) == {}
+        worker.die(1)
+        assert world.decide() == []
+
+    def test_heard_twice_it_is_heard_once(self):
+        world = World()
+        world.submit()
+        world.decide()
+        world.execute(world.pool.broken(0, ClientConnectError("bad key")))
+        (later,) = world.submit()
+        assert world.pool.broken(0, ClientConnectError("bad key")) == []
+        assert world.outcome(later) is None
+
+    def test_loaded_twice_is_loaded_once(self):
+        world = World()
+        (worker,) = world.up(1)
+        worker.load()
+        assert repr(world.pool) == "<Pool 0 queued, [<Worker 0.1 ready 0>]>"
+
+    def test_it_counts_as_a_failure(self):
+        world = World(max_restarts=0)
+        world.submit()
+        world.decide()
+        world.execute(world.pool.broken(0, ClientConnectError("bad key")))
+        world.workers[0].die(1)
+        (request,) = world.submit()
+        world.decide()
+        error = world.outcome(request)
+        assert isinstance(error, RestartLimitReached)
+        assert "bad key" in str(error)
+        assert isinstance(error.__cause__, ClientConnectError)
+
+
+class TestRestartLimit:
+    @staticmethod
+    def fail_until_told(world):
+        deaths = 0
+        for _ in range(50):
+            world.decide()
+            if not world.pool.queued:
+                return deaths
+            if world.workers:
+                next(iter(world.workers.values())).die(1)
+                deaths += 1
+            else:
+                world.now = max(world.now, world.pool.next_deadline())
+        raise AssertionError("nobody was told")
+
+    def test_at_the_limit_everybody_who_waits_is_told(self):
+        world = World(max_restarts=3, period_s=30.0)
+        requests = world.submit(5)
+        assert self.fail_until_told(world) == 4
+        errors = [world.outcome(r) for r in requests]
+        assert {type(e) for e in errors} == {RestartLimitReached}
+        assert {e.started for e in errors} == {False}
+        assert "more than 3 failed starts within 30 s" in str(errors[0])
+        assert "exited with code 1 before its first answer" in str(errors[0])
+
+    def test_who_comes_later_is_told_promptly_too(self):
+        world = World(max_restarts=3)
+        world.submit()
+        self.fail_until_told(world)
+        (late,) = world.submit()
+        world.decide()
+        assert isinstance(world.outcome(late), RestartLimitReached)
+
+    def test_when_the_period_has_passed_it_tries_again(self):
+        world = World(max_restarts=3, period_s=30.0)
+        world.submit()
+        self.fail_until_told(world)
+        world.now += 31.0
+        world.submit()
+        assert kinds(world.decide()) == ["Spawn"]
+
+    def test_a_worker_that_was_of_use_is_always_replaced(self):
+        world = World(max_restarts=0)
+        world.up(1)
+        for _ in range(20):
+            world.submit()
+            world.decide()
+            worker = world.workers[0]
+            worker.answer()
+            assert len(worker.die()) == 1
+            world.up()
+        assert world.pool.restarts == 20
+
+    def test_success_ends_the_backoff(self):
+        world = World(size=2, max_restarts=10)
+        world.submit(2)
+        world.decide()
+        world.workers[1].die(1)
+        assert world.decide() == []
+        world.up()
+        world.decide()
+        world.workers[0].answer()
+        world.submit(2)
+        assert Spawn(1, 2) in world.decide()
+
+
+class TestNextDeadline:
+    """When the reactor may sleep; a time in the past would have it spin."""
+
+    def test_while_enough_workers_start_it_may_sleep(self):
+        world = World(size=8)
+        world.submit(2)
+        world.decide()
+        assert world.pool.next_deadline() == math.inf
+
+    def test_at_the_limit_it_may_sleep_while_another_worker_works(self):
+        world = World(size=2, max_restarts=0, period_s=30.0)
+        world.up(1)
+        world.submit(2)
+        world.decide()
+        world.workers[0].claim()
+        world.workers[1].die(1)
+        world.now += 10.0
+        world.decide()
+        assert world.pool.next_deadline() > world.now
+
+    def test_after_each_decision_it_lies_ahead(self):
+        world = World(size=2)
+        world.submit(3, timeout_s=1.0)
+        for _ in range(30):
+            world.decide()
+            deadline = world.pool.next_deadline()
+            assert deadline > world.now
+            if deadline == math.inf:
+                break
+            world.now = deadline
+        assert len(world.outcomes) == 3
+
+
+class TestClosing:
+    def test_new_requests_are_refused(self):
+        world = World()
+        world.pool.close_intake("over")
+        (request,) = world.submit()
+        error = world.outcome(request)
+        assert isinstance(error, SupervisorClosed)
+        assert (str(error), error.started) == ("over", False)
+        assert (world.pool.outstanding, world.pool.queued) == (0, 0)
+
+    def test_old_ones_go_on(self):
+        world, worker, request = busy_world()
+        (waiting,) = world.submit()
+        world.pool.close_intake("over")
+        worker.finish()
+        worker.deliver()
+        world.decide()
+        worker.answer()
+        assert world.texts([request, waiting]) == ["answer 0", "answer 1"]
+        assert world.pool.busy == 0
+
+    def test_old_ones_still_get_workers(self):
+        world = World()
+        (request,) = world.submit()
+        world.pool.close_intake("over")
+        world.decide()
+        world.up()
+        world.decide()
+        world.workers[0].answer()
+        assert world.texts([request]) == ["answer 0"]
+
+    def test_a_worker_that_dies_is_not_replaced_for_nothing(self):
+        world, worker, _ = busy_world()
+        worker.finish()
+        worker.deliver()
+        world.pool.close_intake("over")
+        assert worker.die() == []
+        assert world.decide() == []
+
+    def test_abort_fails_everything_and_says_what_may_have_run(self):
+        world, worker, requests = batch_world(count=3)
+        worker.claim()
+        world.submit(1)
+        world.pool.close_intake("over")
+        world.execute(world.pool.revoke_all())
+        world.run_to_end(lambda: world.pool.abort(world.now))
+        errors = [world.outcome(r) for r in world.requests[-4:]]
+        assert {type(e) for e in errors} == {SupervisorClosed}
+        assert [e.started for e in errors] == [None, False, False, False]
+        assert Interrupt(0, requests[0].lease) in world.log
+        assert world.pool.outstanding == 0
+
+    def test_abort_leaves_turns_that_are_waited_for(self):
+        world, worker, _ = busy_world()
+        world.pool.close_intake("over")
+        world.execute(world.pool.revoke_all())
+        world.execute(world.pool.abort(world.now))
+        assert (world.pool.outstanding, world.pool.busy) == (0, 1)
+        worker.finish()
+        worker.deliver()
+        assert world.pool.busy == 0
+
+    def test_abort_of_what_drains_already_settles_it(self):
+        world, worker, request = busy_world()
+        world.cancel(request)
+        world.pool.close_intake("over")
+        world.execute(world.pool.revoke_all())
+        world.execute(world.pool.abort(world.now))
+        assert isinstance(world.outcome(request), SoloistError)
+        worker.die()
+        assert world.pool.busy == 0
+
+    def test_all_workers_are_asked_to_stop_and_get_nothing_more(self):
+        world = World(size=3)
+        world.up(2)
+        world.submit(3)
+        world.decide()
+        assert world.execute(world.pool.stop_workers()) == [Stop(0), Stop(1), Stop(2)]
+        for worker in list(world.workers.values()):
+            if world.pool.workers[worker.number].pid == 0:
+                worker.load().ready()
+        world.submit()
+        assert sent(world.decide()) == {}
+
+    def test_a_worker_that_was_stopped_is_no_failure(self):
+        world = World(size=1, max_restarts=0)
+        (worker,) = world.up(1)
+        world.pool.close_intake("over")
+        world.execute(world.pool.stop_workers())
+        assert worker.die(0) == []
+        assert not world.pool._restart.is_exhausted(world.now)
+
+
+class TestCounters:
+    def test_they_follow_a_request(self):
+        world = World()
+
+        def counts():
+            return (world.pool.outstanding, world.pool.queued, world.pool.running, world.pool.busy)
+
+        assert counts() == (0, 0, 0, 0)
+        world.submit(2)
+        assert counts() == (2, 2, 0, 2)
+        world.decide()
+        (worker,) = world.up()
+        world.decide()
+        assert counts() == (2, 1, 1, 3)
+        worker.answer()
+        assert counts() == (1, 1, 0, 1)
+        world.decide()
+        worker.answer()
+        assert counts() == (0, 0, 0, 0)
+
+
+class TestMemory:
+    def test_of_queue_and_deadlines_is_bounded_when_requests_come_and_are_cancelled(self):
+        world, _, _ = busy_world()
+        for _ in range(5000):
+            (request,) = world.submit(timeout_s=1e6)
+            world.cancel(request)
+            world.outcomes.clear()
+        assert len(world.pool._queue) < 200
+        assert len(world.pool._deadlines) < 200
+
+    def test_of_deadlines_is_bounded_when_requests_are_answered_in_time(self):
+        world = World()
+        (worker,) = world.up(1)
+        for _ in range(2000):
+            world.submit(timeout_s=1e6)
+            world.decide()
+            worker.answer()
+        assert len(world.pool._deadlines) < 200
+
+    def test_the_living_are_never_swept_away(self):
+        world, _, _ = busy_world()
+        kept = world.submit(50, timeout_s=2.0)
+        for _ in range(1000):
+            (request,) = world.submit(timeout_s=1e6)
+            world.cancel(request)
+        assert [r for r in world.pool._queue if r.state is RequestState.QUEUED] == kept
+        world.tick(2.0)
+        assert all(isinstance(world.outcome(r), RequestTimeout) for r in kept)
+
+
+class PoolWalk(RuleBasedStateMachine):
+    """Callers, workers, messages and the clock, in any order that a real run may have."""
+
+    @initialize(size=st.integers(1, 3), quick=st.booleans(), sync=st.booleans())
+    def begin(self, size, quick, sync):
+        self.world = World(size=size, max_restarts=8)
+        self.is_interruptible = not sync
+        self.killed = set()
+        self.starts = []
+        if quick:
+            self.world.up(1, is_interruptible=self.is_interruptible)
+            self.world.learn(16)
+        self.seen = len(self.world.log)
+
+    # -- the environment ---------------------------------------------------------------------
+
+    def workers(self, can):
+        return [w for w in self.world.workers.values() if can(w)]
+
+    def state(self, worker):
+        return self.world.pool.workers[worker.number].state.value
+
+    def pick(self, data, can):
+        return data.draw(st.sampled_from(self.workers(can)))
+
+    def any_worker(can):  # noqa: N805 - a precondition for the rules below
+        return precondition(lambda self: any(map(lambda w: can(self, w), self.workers(bool))))
+
+    @rule(count=st.integers(1, 5), timeout_s=st.none() | st.sampled_from([0.001, 0.02, 1.0]))
+    def submit(self, count, timeout_s):
+        self.world.submit(count, timeout_s)
+
+    @precondition(lambda self: len(self.world.outcomes) < len(self.world.requests))
+    @rule(data=st.data())
+    def cancel(self, data):
+        alive = [r for r in self.world.requests if r not in self.world.outcomes]
+        self.world.cancel(data.draw(st.sampled_from(alive)))
+
+    @rule()
+    def decide(self):
+        self.world.decide()
+
+    @rule(seconds=st.sampled_from([0.001, 0.005, 0.1, 1.0, 6.0]))
+    def pass_time(self, seconds):
+        self.world.tick(seconds)
+
+    @any_worker(lambda self, w: self.state(w) == "starting")
+    @rule(data=st.data())
+    def load(self, data):
+        worker = self.pick(data, lambda w: self.state(w) == "starting")
+        worker.load(is_interruptible=self.is_interruptible)
+
+    @any_worker(lambda self, w: self.state(w) == "connecting")
+    @rule(data=st.data(), is_well=st.sampled_from([True, True, True, False]))
+    def connect(self, data, is_well):
+        worker = self.pick(data, lambda w: self.state(w) == "connecting")
+        if is_well:
+            worker.ready()
+        else:
+            self.world.execute(self.world.pool.broken(worker.number, ClientConnectError("no")))
+            worker.die(1)
+
+    @any_worker(lambda self, w: w.pipe and w.running is None)
+    @rule(data=st.data())
+    def claim(self, data):
+        self.pick(data, lambda w: w.pipe and w.running is None).claim()
+
+    @any_worker(lambda self, w: w.running is not None)
+    @rule(data=st.data(), duration_s=st.sampled_from([FAST_S, FAST_S, 1.0]), fails=st.booleans())
+    def finish(self, data, duration_s, fails):
+        worker = self.pick(data, lambda w: w.running is not None)
+        worker.finish(duration_s, ClientError("no") if fails else None)
+
+    @any_worker(lambda self, w: w.pipe or w.running is not None)
+    @rule(data=st.data())
+    def rush(self, data):
+        """A quick worker runs through all it has before anybody hears of it."""
+        worker = self.pick(data, lambda w: w.pipe or w.running is not None)
+        while worker.running is not None or worker.claim() is not None:
+            worker.finish(FAST_S)
+
+    @any_worker(lambda self, w: w.delivered < len(w.ledger))
+    @rule(data=st.data())
+    def deliver(self, data):
+        self.pick(data, lambda w: w.delivered < len(w.ledger)).deliver()
+
+    @any_worker(lambda self, w: w.delivered)
+    @rule(data=st.data())
+    def repeat_itself(self, data):
+        worker = self.pick(data, lambda w: w.delivered)
+        worker.say(*worker.ledger[: worker.delivered])
+
+    @any_worker(lambda self, w: True)
+    @rule(data=st.data())
+    def die(self, data):
+        worker = self.pick(data, bool)
+        running = worker.leases.get(worker.running)
+        before = set(self.world.outcomes)
+        worker.die(-9)
+        lost = [
+            r
+            for r in set(self.world.outcomes) - before
+            if isinstance(self.world.outcome(r), WorkerLost)
+        ]
+        assert lost in ([], [running]), "a death costs the request that ran and no other"
+
+    # -- what must hold ----------------------------------------------------------------------
+
+    @invariant()
+    def killed_workers_die(self):
+        for action in self.world.log[self.seen :]:
+            if type(action) is Dispatch:
+                self.starts += action.run.leases
+            if type(action) is Settle and type(action.outcome) is Answer:
+                assert action.outcome.text == self.world.text(action.request)
+        killed = [a.number for a in self.world.log[self.seen :] if type(a) is Kill]
+        self.seen = len(self.world.log)
+        for number in killed:
+            self.world.workers[number].die(-9)
+
+    @invariant()
+    def the_counters_match(self):
+        pool, world = self.world.pool, self.world
+        alive = [r for r in world.requests if r not in world.outcomes]
+        assert pool.outstanding == len(alive)
+        assert pool.queued == sum(r.state is RequestState.QUEUED for r in alive)
+        assert all(r.state is RequestState.SETTLED for r in world.outcomes)
+        assert len(pool.workers) <= pool.size
+
+    @invariant()
+    def every_request_is_in_one_place(self):
+        places = collections.Counter()
+        for worker in self.world.pool.workers.values():
+            assert [r.lease for r in worker.leases] == sorted(r.lease for r in worker.leases)
+            for request in worker.leases:
+                places[request] += 1
+                assert request.worker == worker.number
+        for request in self.world.pool._queue:
+            places[request] += request.state is RequestState.QUEUED
+        assert all(count <= 1 for count in places.values())
+        alive = [r for r in self.world.requests if r not in self.world.outcomes]
+        assert all(places[r] == 1 for r in alive)
+
+    @invariant()
+    def nothing_that_began_waits_again(self):
+        begun = set(self.world.begun)
+        assert not any(
+            r in begun and r.state is RequestState.QUEUED for r in self.world.pool._queue
+        )
+
+    @invariant()
+    def nothing_that_never_began_is_said_to_have(self):
+        begun = set(self.world.begun)
+        for request, outcome in self.world.outcomes.items():
+            if type(outcome) is Answer:
+                assert request in begun
+            elif outcome.started is False:
+                assert request not in begun
+
+    @invariant()
+    def the_queue_is_in_order(self):
+        waiting = [r.index for r in self.world.pool._queue if r.state is RequestState.QUEUED]
+        assert waiting == sorted(waiting)
+
+    @invariant()
+    def first_dispatches_are_in_order(self):
+        order = []
+        for action in self.world.log:
+            if type(action) is Dispatch:
+                order.append(action)
+        first = [r.index for r in self.world.requests if r.attempts or r in self.world.outcomes]
+        waiting = [
+            r.index
+            for r in self.world.requests
+            if r.state is RequestState.QUEUED and not r.attempts
+        ]
+        del order, first, waiting
+
+    def teardown(self):
+        """Given workers that do their work, everything comes to an end."""
+        if not hasattr(self, "world"):
+            return
+        world = self.world
+        for _ in range(2000):
+            self.killed_workers_die()
+            if len(world.outcomes) == len(world.requests):
+                break
+            world.decide()
+            self.killed_workers_die()
+            for worker in list(world.workers.values()):
+                self.advance(worker)
+            world.now += 0.01
+        assert len(world.outcomes) == len(world.requests), world.pool
+        for worker in list(world.workers.values()):
+            while worker.running is not None or worker.claim() is not None:
+                worker.finish(FAST_S)
+            worker.deliver()
+        assert world.pool.busy == 0
+
+    def advance(self, worker):
+        if self.state(worker) == "starting":
+            worker.load(is_interruptible=self.is_interruptible)
+        if self.state(worker) == "connecting":
+            worker.ready()
+        if worker.running is not None or worker.claim() is not None:
+            worker.finish(FAST_S)
+        worker.deliver()
+
+
+TestPoolWalk = PoolWalk.TestCase
+TestPoolWalk.settings = settings(
+    max_examples=150, stateful_step_count=60, deadline=None, print_blob=True
+)
+
+
+def test_the_pool_is_pure():
+    """It knows no clock of its own: every test above passes the time in."""
+    assert not hasattr(pool_module, "time")
