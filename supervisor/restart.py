@@ -57,17 +57,18 @@ class RestartPolicy:
         self._not_before = 0.0
 
     def not_before(self) -> float:
-        """Earliest time at which the next worker may be started."""
-        return self._not_before
+        """Earliest time for the next worker: after the delay, and the window if that is full."""
+        return max(self._not_before, self._exhausted_until())
 
     def is_exhausted(self, now: float) -> bool:
         """Whether the limit is reached; it is not any more once the window has passed."""
+        return now < self._exhausted_until()
+
+    def _exhausted_until(self) -> float:
         failures = self._failures
-        return (
-            len(failures) > self._max_restarts
-            and failures[-1] - failures[0] <= self._period_s
-            and now - failures[-1] <= self._period_s
-        )
+        if len(failures) > self._max_restarts and failures[-1] - failures[0] <= self._period_s:
+            return failures[-1] + self._period_s
+        return 0.0
 
     def describe(self) -> str:
         """The limit in words, for error messages."""

@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import itertools
 import os
+import random
 import signal
 import threading
 import time
@@ -213,6 +214,81 @@ class TestConversations:
     def test_query_of_a_bare_callable_gives_an_assistant_and_a_result_message(self):
         with Supervisor(size=1, client=upper) as sup:
             assert [type(m) for m in sup.query("a")] == [AssistantMessage, ResultMessage]
+
+
+class Overlap:
+    """A client of the user's own that refuses a second turn, or a second life, while one is on."""
+
+    connected = 0
+    cut_off = 0
+
+    def __init__(self):
+        self.prompt = None
+        self.stop = None
+
+    async def connect(self):
+        assert Overlap.connected == 0, "two clients at once"
+        assert Overlap.cut_off == 0, "a client was ended amid a turn"
+        Overlap.connected += 1
+
+    async def query(self, prompt):
+        assert self.prompt is None, "two turns at once"
+        self.prompt = prompt
+        self.stop = asyncio.Event()
+
+    async def receive_response(self):
+        text, delay_s = self.prompt.split()
+        interrupted = float(delay_s) > 0
+        if interrupted:
+            try:
+                await asyncio.wait_for(self.stop.wait(), float(delay_s))
+            except TimeoutError:
+                interrupted = False
+        for _ in range(10):  # an interrupted agent, too, takes a moment to end its turn
+            await asyncio.sleep(0)
+        self.prompt = None
+        yield AssistantMessage(content=[], model="overlap")
+        yield ResultMessage(
+            subtype="success",
+            duration_ms=0,
+            duration_api_ms=0,
+            is_error=interrupted,
+            num_turns=1,
+            session_id="",
+            result=text,
+        )
+
+    async def interrupt(self):
+        self.stop.set()
+
+    async def disconnect(self):
+        Overlap.connected -= 1
+        Overlap.cut_off += self.prompt is not None
+
+
+class TestOneTurnAtATime:
+    @pytest.mark.parametrize("isolation", ["prompt", "worker"])
+    def test_whatever_callers_do_and_no_answer_reaches_another(self, isolation):
+        rng = random.Random(7)
+        with Supervisor(size=2, client=Overlap, isolation=isolation) as sup:
+            assert len(sup.map(["p 0"] * 500)) == 500  # in batches
+            futures = {}
+            for i in range(600):
+                delay = rng.choice(["0", "0", "0.003", "600"])
+                timeout_s = 0.02 if delay == "600" else None
+                future = sup.submit(f"p{i} {delay}", timeout_s=timeout_s)
+                futures[future] = f"p{i}"
+                if rng.random() < 0.3:
+                    rng.choice(list(futures)).cancel()
+            done, pending = concurrent.futures.wait(futures, timeout=60)
+            assert not pending
+            for future in done:
+                if future.cancelled():
+                    continue
+                error = future.exception()
+                assert error is None or type(error) is RequestTimeout, error
+                assert error or future.result().text == futures[future]
+            assert sup.stats().restarts == 0
 
 
 class TestSinglePromptsThatGoWrong:

@@ -33,15 +33,15 @@ class TestBackoff:
 
     def test_success_begins_anew(self):
         restart = policy(first_delay_s=1.0)
-        for now in (1.0, 2.0, 3.0):
+        for now in (1.0, 2.0):
             restart.failed(now)
         restart.succeeded()
         assert restart.not_before() <= 0.0
-        restart.failed(4.0)
-        assert restart.not_before() == 5.0
+        restart.failed(3.0)
+        assert restart.not_before() == 4.0
 
     def test_thousands_of_failures_do_not_overflow(self):
-        restart = policy()
+        restart = policy(period_s=0.5)
         for now in range(5000):
             restart.failed(float(now))
         assert 4999.0 < restart.not_before() <= 5004.0
@@ -69,8 +69,15 @@ class TestIntensity:
     def test_it_is_over_when_the_period_has_passed(self):
         restart = policy(max_restarts=0, period_s=10.0)
         restart.failed(5.0)
-        assert restart.is_exhausted(15.0)
-        assert not restart.is_exhausted(15.1)
+        assert restart.is_exhausted(14.9)
+        assert not restart.is_exhausted(15.0)
+
+    def test_until_then_no_worker_may_be_started(self):
+        """So that the reactor can sleep until it is worth trying again."""
+        restart = policy(max_restarts=0, period_s=10.0, first_delay_s=1.0)
+        restart.failed(5.0)
+        restart.succeeded()
+        assert restart.not_before() == 15.0
 
     def test_no_restart_at_all_may_be_wanted(self):
         restart = policy(max_restarts=0)

@@ -1,0 +1,737 @@
+"""The host: one client, one turn at a time, whatever that client does."""
+
+import asyncio
+import contextlib
+import dataclasses
+
+import pytest
+
+from soloist.protocol import codec, content
+from soloist.protocol.content import AssistantMessage, ResultMessage, StreamEvent, TextBlock
+from soloist.protocol.errors import (
+    ClientConnectError,
+    ClientError,
+    ClientNotFound,
+    InvalidPrompt,
+    LocalProtocolError,
+    RateLimited,
+    ResultNotSerializable,
+    SoloistError,
+)
+from soloist.worker import host as host_module
+from soloist.worker.host import Host
+
+LIMIT_S = 20.0
+
+
+def run(coroutine):
+    async def bounded():
+        return await asyncio.wait_for(coroutine, LIMIT_S)
+
+    return asyncio.run(bounded())
+
+
+def result(text="done", num_turns=1, **fields):
+    values = {
+        "subtype": "success",
+        "duration_ms": 1,
+        "duration_api_ms": 0,
+        "is_error": False,
+        "num_turns": num_turns,
+        "session_id": "s",
+        "result": text,
+    }
+    return ResultMessage(**{**values, **fields})
+
+
+def said(text):
+    return AssistantMessage(content=[TextBlock(text)], model="fake")
+
+
+class Wait:
+    """In a script: the turn goes on when this is set, or when it is interrupted."""
+
+    def __init__(self):
+        self.begun = asyncio.Event()
+        self.gate = asyncio.Event()
+
+
+class FakeClient:
+    """Plays a script of turns; each is a list of messages, exceptions and waits."""
+
+    def __init__(self, world):
+        self.world = world
+        self.pipe = []  # what was sent and not read yet: the next turn would get it
+        self.turns = 0
+        self.is_open = False
+        world.built.append(self)
+
+    async def connect(self):
+        assert not any(client.is_open for client in self.world.built), "two clients at once"
+        self.is_open = True
+        self.world.note("connect", self)
+        await self.world.play("connect", self)
+
+    async def query(self, prompt):
+        assert self.is_open
+        self.world.note(f"query {prompt}", self)
+        self.turns += 1
+        self.pipe += self.world.turns.pop(0) if self.world.turns else [result(prompt, self.turns)]
+        await self.world.play("query", self)
+
+    async def receive_response(self):
+        while self.pipe:
+            item = self.pipe.pop(0)
+            if isinstance(item, BaseException):
+                raise item
+            if isinstance(item, Wait):
+                self.waiting = item
+                item.begun.set()
+                await item.gate.wait()
+                continue
+            yield item
+            if isinstance(item, ResultMessage):
+                return
+
+    async def interrupt(self):
+        self.world.note("interrupt", self)
+        await self.world.play("interrupt", self)
+
+    async def disconnect(self):
+        self.world.note("disconnect", self)
+        await self.world.play("disconnect", self)
+        self.is_open = False
+
+
+class Resettable(FakeClient):
+    async def reset(self):
+        self.world.note("reset", self)
+        await self.world.play("reset", self)
+        self.turns = 0
+
+
+class World:
+    """Scripts, and what happened. ``on`` maps a method to what it does instead of nothing."""
+
+    def __init__(self, *turns, cls=FakeClient, isolation="worker", **on):
+        self.turns = list(turns)
+        self.on = on
+        self.built = []
+        self.log = []
+        self.host = Host(lambda: cls(self), isolation=isolation)
+
+    def note(self, what, client):
+        self.log.append(f"{what} {self.built.index(client)}")
+
+    async def play(self, method, client):
+        action = self.on.get(method)
+        if isinstance(action, BaseException) or (
+            isinstance(action, type) and issubclass(action, BaseException)
+        ):
+            raise action
+        if action is not None:
+            await action(client)
+
+    async def ask(self, prompt, on_message=None):
+        """As the worker's loop does it: a turn, then ``renew``; an error comes back."""
+        try:
+            answer = await self.host.turn(7, prompt, on_message)
+        except SoloistError as error:
+            answer = error
+        await self.host.renew()
+        return answer
+
+
+def talk(world, *prompts):
+    async def all_of_it():
+        await world.host.connect()
+        answers = [await world.ask(prompt) for prompt in prompts]
+        await world.host.disconnect()
+        return answers
+
+    return run(all_of_it())
+
+
+def text(answer):
+    return getattr(answer, "text", answer)
+
+
+class TestTurn:
+    def test_its_answer_holds_everything(self):
+        world = World([said("hel"), said("lo"), result("hello", num_turns=4)])
+        (answer,) = talk(world, "p")
+        assert (answer.lease, answer.text, answer.num_turns) == (7, "hello", 4)
+        assert 0 <= answer.duration_s < LIMIT_S
+        messages = [content.from_map(m) for m in codec.decode_maps(answer.messages)]
+        assert messages == [said("hel"), said("lo"), result("hello", num_turns=4)]
+
+    def test_messages_are_passed_on_as_they_arrive(self):
+        seen = []
+
+        async def scene():
+            wait = Wait()
+            world = World([said("first"), wait, result()])
+            await world.host.connect()
+            turn = asyncio.ensure_future(world.ask("p", seen.append))
+            await wait.begun.wait()
+            before = [codec.decode_message(data) for data in seen]
+            wait.gate.set()
+            await turn
+            return before
+
+        assert run(scene()) == [said("first")]
+        assert [codec.decode_message(data) for data in seen] == [said("first"), result()]
+
+    def test_content_blocks_reach_the_client_as_they_are(self):
+        world = World()
+        blocks = [{"type": "text", "text": "x"}]
+        talk(world, blocks)
+        assert f"query {blocks} 0" in world.log
+
+    def test_dataclasses_of_a_newer_agent_are_kept_as_system_messages(self):
+        @dataclasses.dataclass
+        class TaskStarted:
+            name: str
+
+        world = World([TaskStarted("build"), result()])
+        (answer,) = talk(world, "p")
+        message = content.from_map(codec.decode_maps(answer.messages)[0])
+        assert (message.subtype, message.data) == ("TaskStarted", {"name": "build"})
+
+    def test_text_comes_from_the_blocks_if_the_result_has_none(self):
+        world = World([said("a"), StreamEvent("u", "s", {}), said("b"), result(None)])
+        assert text(talk(world, "p")[0]) == "ab"
+
+    def test_a_count_below_zero_does_not_leave_the_worker(self):
+        """The wire has no such numbers: the supervisor would take it for a broken worker."""
+        world = World([result(num_turns=-1)])
+        (answer,) = talk(world, "p")
+        assert codec.decode(codec.encode(answer)) == answer
+
+    def test_an_iterator_without_aclose_will_do(self):
+        class Plain(FakeClient):
+            def receive_response(self):
+                messages = self.pipe
+                self.pipe = []
+
+                class Messages:
+                    def __aiter__(self):
+                        return self
+
+                    async def __anext__(self):
+                        if not messages:
+                            raise StopAsyncIteration
+                        return messages.pop(0)
+
+                return Messages()
+
+        assert text(talk(World(cls=Plain), "p")[0]) == "p"
+
+
+class TestIsolation:
+    def test_a_worker_keeps_its_conversation(self):
+        world = World(cls=Resettable, isolation="worker")
+        assert [a.num_turns for a in talk(world, "a", "b", "c")] == [1, 2, 3]
+        assert world.log == ["connect 0", "query a 0", "query b 0", "query c 0", "disconnect 0"]
+
+    def test_per_prompt_it_is_reset_where_the_client_can(self):
+        world = World(cls=Resettable, isolation="prompt")
+        assert [a.num_turns for a in talk(world, "a", "b")] == [1, 1]
+        assert world.log[:4] == ["connect 0", "query a 0", "reset 0", "query b 0"]
+        assert len(world.built) == 1
+
+    def test_per_prompt_it_is_replaced_where_the_client_cannot(self):
+        world = World(isolation="prompt")
+        assert [a.num_turns for a in talk(world, "a", "b")] == [1, 1]
+        assert world.log[:5] == [
+            "connect 0",
+            "query a 0",
+            "disconnect 0",
+            "connect 1",
+            "query b 1",
+        ]
+
+    def test_reset_that_is_none_counts_as_absent(self):
+        class Without(FakeClient):
+            reset = None
+
+        world = World(cls=Without, isolation="prompt")
+        talk(world, "a", "b")
+        assert len(world.built) == 3
+
+    @pytest.mark.parametrize(
+        "error", [RuntimeError("no"), ClientError("no"), asyncio.CancelledError(), SystemExit(1)],
+        ids=repr,
+    )  # fmt: skip
+    def test_a_reset_that_raises_costs_a_new_client_and_nothing_else(self, error):
+        world = World(cls=Resettable, isolation="prompt", reset=error)
+        assert [text(a) for a in talk(world, "a", "b")] == ["a", "b"]
+        assert world.log[2:5] == ["reset 0", "disconnect 0", "connect 1"]
+
+    def test_a_reset_that_hangs_costs_a_new_client(self, monkeypatch):
+        monkeypatch.setattr(host_module, "RESET_S", 0.001)
+
+        async def hang(client):
+            await asyncio.Event().wait()
+
+        world = World(cls=Resettable, isolation="prompt", reset=hang)
+        assert [text(a) for a in talk(world, "a", "b")] == ["a", "b"]
+        assert world.built[1:] != []
+
+    def test_a_sync_reset_is_no_reset(self):
+        class Odd(FakeClient):
+            def reset(self):
+                return None
+
+        world = World(cls=Odd, isolation="prompt")
+        assert [text(a) for a in talk(world, "a", "b")] == ["a", "b"]
+        assert len(world.built) == 3
+
+    @pytest.mark.parametrize("isolation", ["prompt", "worker"])
+    @pytest.mark.parametrize("cls", [FakeClient, Resettable])
+    def test_there_are_never_two_clients_at_once(self, isolation, cls):
+        turns = [[result()], [RuntimeError("boom")], [said("no end")], [result(is_error=True)]] * 3
+        world = World(*turns, cls=cls, isolation=isolation)
+        talk(world, *"abcdefghijkl")
+        opened = 0
+        for entry in world.log:
+            opened += entry.startswith("connect") - entry.startswith("disconnect")
+            assert opened in {0, 1}
+
+
+class TestErrors:
+    """What a turn that failed leaves behind never reaches the next prompt."""
+
+    LEFT_OVER = (said("left over"), result("of the first"))
+
+    @pytest.mark.parametrize(
+        ("error", "kind"),
+        [
+            (KeyError("k"), ClientError),
+            (asyncio.CancelledError(), ClientError),
+            (SystemExit(3), ClientError),
+            (KeyboardInterrupt(), ClientError),
+            (LocalProtocolError("ours"), LocalProtocolError),
+            (ClientConnectError("gone"), ClientConnectError),
+        ],
+        ids=repr,
+    )
+    @pytest.mark.parametrize("at", ["query", "receive"])
+    def test_an_exception_fails_its_turn_and_spoils_the_client(self, error, kind, at):
+        if at == "query":
+            world = World(list(self.LEFT_OVER))
+
+            async def fail_once(client):
+                del world.on["query"]
+                raise error
+
+            world.on["query"] = fail_once
+        else:
+            world = World([error, *self.LEFT_OVER])
+        first, second = talk(world, "a", "b")
+        assert type(first) is kind
+        assert text(second) == "b"
+        assert len(world.built) == 2
+
+    def test_the_original_is_described(self):
+        (error,) = talk(World([KeyError("the key")]), "a")
+        assert error.type_name == "KeyError"
+        assert "the key" in str(error)
+        assert "receive_response" in error.traceback_text
+        assert isinstance(error.__cause__, KeyError)
+
+    def test_a_turn_without_a_result_fails_and_spoils_the_client(self):
+        world = World([said("a")], [said("b"), result("b")])
+        first, second = talk(world, "a", "b")
+        assert isinstance(first, ClientError)
+        assert "ResultMessage" in str(first)
+        assert text(second) == "b"
+        assert len(world.built) == 2
+
+    def test_a_turn_without_any_message_fails_too(self):
+        (first,) = talk(World([]), "a")
+        assert isinstance(first, ClientError)
+
+    def test_a_result_that_is_not_the_last_message_is_no_end(self):
+        class Chatty(FakeClient):
+            async def receive_response(self):
+                while self.pipe:
+                    yield self.pipe.pop(0)
+
+        world = World([result(), said("one more thing")], cls=Chatty)
+        (first,) = talk(world, "a")
+        assert isinstance(first, ClientError)
+        assert len(world.built) == 2
+
+    @pytest.mark.parametrize(
+        "bad",
+        [
+            StreamEvent("u", "s", {"socket": object()}),
+            StreamEvent("u", "s", {1: "a number as a key"}),
+            StreamEvent("u", "s", {"big": 2**70}),
+            AssistantMessage(content=[TextBlock("\ud800")], model="m"),
+            "a plain string",
+            None,
+            AssistantMessage(content=[TextBlock(b"bytes")], model="m"),
+        ],
+        ids=["object", "key", "number", "surrogate", "string", "none", "field"],
+    )
+    def test_a_message_that_cannot_be_sent_fails_its_turn_which_is_drained(self, bad):
+        seen = []
+        world = World([said("before"), bad, said("after"), result("of the first")])
+
+        async def scene():
+            await world.host.connect()
+            first = await world.ask("a", seen.append)
+            return first, await world.ask("b")
+
+        first, second = run(scene())
+        assert type(first) is ResultNotSerializable
+        assert type(bad).__name__ in str(first)
+        assert (text(second), second.num_turns) == ("b", 2)
+        assert len(world.built) == 1, "the conversation is kept"
+        assert [codec.decode_message(data) for data in seen] == [said("before")]
+
+    def test_a_result_that_cannot_be_sent_ends_the_turn_all_the_same(self):
+        world = World([result(structured_output=object())])
+        first, second = talk(world, "a", "b")
+        assert type(first) is ResultNotSerializable
+        assert second.num_turns == 2
+
+    @pytest.mark.parametrize(
+        ("error", "kept"),
+        [(ClientError("no"), True), (RateLimited("no"), True), (InvalidPrompt("no"), True)],
+        ids=repr,
+    )
+    def test_the_clients_own_word_leaves_the_conversation(self, error, kept):
+        world = World([error])
+        first, second = talk(world, "a", "b")
+        assert first is error
+        assert second.num_turns == 2
+        assert (len(world.built) == 1) is kept
+
+    @pytest.mark.parametrize("how", ["false", "raises"])
+    def test_a_client_that_has_lost_its_connection_is_replaced(self, how):
+        class Lossy(FakeClient):
+            @property
+            def is_connected(self):
+                if how == "raises":
+                    raise RuntimeError("who knows")
+                return False
+
+        world = World([ClientError("died")], cls=Lossy)
+        first, second = talk(world, "a", "b")
+        assert str(first) == "died"
+        assert second.num_turns == 1
+        assert len(world.built) == 2
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"result": "said so"}, "said so"),
+            ({"result": None, "errors": ["first", "second"]}, "first"),
+            ({"result": None, "errors": 5, "subtype": "error_max_turns"}, "error_max_turns"),
+            ({"result": None, "errors": "text", "subtype": "odd"}, "odd"),
+            ({"result": "", "subtype": ""}, "the agent reported an error"),
+        ],
+    )
+    def test_a_result_with_is_error_is_an_error_and_keeps_the_client(self, fields, message):
+        world = World([result(is_error=True, **{"result": None, **fields})])
+        first, second = talk(world, "a", "b")
+        assert type(first) is ClientError
+        assert str(first) == message
+        assert second.num_turns == 2
+
+    def test_the_status_of_the_service_is_passed_on(self):
+        (first,) = talk(World([result(is_error=True, api_error_status=529)]), "a")
+        assert (type(first), first.api_status) == (ClientError, 529)
+
+    def test_a_rate_limit_is_told_apart(self):
+        (first,) = talk(World([result(is_error=True, api_error_status=429)]), "a")
+        assert (type(first), first.api_status, first.retryable) == (RateLimited, 429, True)
+
+
+class TestConnect:
+    @pytest.mark.parametrize("error", [ClientNotFound("no CLI"), ClientConnectError("bad key")])
+    def test_a_typed_error_is_passed_on(self, error):
+        world = World(connect=error)
+        with pytest.raises(type(error)) as caught:
+            run(world.host.connect())
+        assert caught.value is error
+
+    @pytest.mark.parametrize(
+        "error",
+        [OSError("disk"), Exception("control request timeout"), asyncio.CancelledError("scope"),
+         SystemExit(2), KeyboardInterrupt(), TimeoutError(), BaseExceptionGroup("g", [OSError()])],
+        ids=repr,
+    )  # fmt: skip
+    def test_anything_else_is_a_connect_error(self, error):
+        world = World(connect=error)
+        with pytest.raises(ClientConnectError, match=type(error).__name__) as caught:
+            run(world.host.connect())
+        assert caught.value.__cause__ is error
+
+    @pytest.mark.parametrize("error", [ValueError("bad option"), SystemExit(1)], ids=repr)
+    def test_a_constructor_that_raises_is_a_connect_error(self, error):
+        def build():
+            raise error
+
+        with pytest.raises(ClientConnectError, match=f"be built: {type(error).__name__}"):
+            Host(build, isolation="prompt")
+
+    def test_a_typed_error_of_the_constructor_is_passed_on(self):
+        error = ClientNotFound("no CLI")
+
+        def build():
+            raise error
+
+        with pytest.raises(ClientNotFound) as caught:
+            Host(build, isolation="prompt")
+        assert caught.value is error
+
+    def test_the_next_client_may_fail_to_connect_or_to_be_built(self):
+        world = World(isolation="prompt")
+
+        async def scene(**on):
+            world.on.update(on)
+            with pytest.raises(ClientConnectError):
+                await world.ask("a")
+
+        run(world.host.connect())
+        run(scene(connect=OSError("no more")))
+
+    def test_being_stopped_amid_connect_is_no_error_of_the_client(self):
+        async def scene():
+            connecting = asyncio.Event()
+
+            async def hang(client):
+                connecting.set()
+                await asyncio.Event().wait()
+
+            task = asyncio.ensure_future(World(connect=hang).host.connect())
+            await connecting.wait()
+            task.cancel()
+            await asyncio.wait({task})
+            return task.cancelled()
+
+        assert run(scene()) is True
+
+
+class TestInterrupt:
+    @pytest.fixture(autouse=True)
+    def soon(self, monkeypatch):
+        monkeypatch.setattr(host_module, "INTERRUPT_REPEAT_S", 0.0)
+
+    @staticmethod
+    async def interrupted(world, wait):
+        """Begin a turn, interrupt it once, wait for its end."""
+        await world.host.connect()
+        turn = asyncio.ensure_future(world.ask("long"))
+        await wait.begun.wait()
+        world.host.interrupt()
+        return await turn
+
+    def test_it_is_repeated_until_the_turn_has_ended(self):
+        async def scene():
+            wait = Wait()
+            calls = []
+
+            async def lose_the_first_two(client):
+                calls.append(client)
+                if len(calls) == 3:
+                    wait.gate.set()
+
+            world = World(
+                [wait, result(None, is_error=True, subtype="error_during_execution")],
+                interrupt=lose_the_first_two,
+            )
+            first = await self.interrupted(world, wait)
+            ended = len(calls)
+            second = await world.ask("b")
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert len(calls) == ended >= 3, "no interrupt hits the next turn"
+            return first, second
+
+        first, second = run(scene())
+        assert str(first) == "error_during_execution"
+        assert text(second) == "b"
+
+    def test_asked_twice_it_is_done_once(self):
+        async def scene():
+            wait = Wait()
+
+            async def end(client):
+                wait.gate.set()
+
+            world = World([wait, result()], interrupt=end)
+            await world.host.connect()
+            turn = asyncio.ensure_future(world.ask("long"))
+            await wait.begun.wait()
+            world.host.interrupt()
+            world.host.interrupt()
+            await turn
+            return world.log.count("interrupt 0")
+
+        assert run(scene()) == 1
+
+    def test_between_turns_it_does_nothing(self):
+        async def scene():
+            world = World()
+            await world.host.connect()
+            world.host.interrupt()
+            await world.ask("a")
+            world.host.interrupt()
+            for _ in range(10):
+                await asyncio.sleep(0)
+            second = await world.ask("b")
+            return world.log, second
+
+        log, second = run(scene())
+        assert not any(entry.startswith("interrupt") for entry in log)
+        assert text(second) == "b"
+
+    @pytest.mark.parametrize(
+        "error", [RuntimeError("not now"), asyncio.CancelledError()], ids=repr
+    )
+    def test_one_that_raises_is_tried_again(self, error):
+        async def scene():
+            wait = Wait()
+            calls = []
+
+            async def fail_first(client):
+                calls.append(client)
+                if len(calls) == 1:
+                    raise error
+                wait.gate.set()
+
+            return await self.interrupted(World([wait, result()], interrupt=fail_first), wait)
+
+        assert text(run(scene())) == "done"
+
+    def test_one_that_hangs_ends_with_the_turn(self):
+        async def scene():
+            wait = Wait()
+            ended = []
+
+            async def hang(client):
+                wait.gate.set()
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    ended.append(client)
+
+            world = World([wait, result()], interrupt=hang)
+            answer = await self.interrupted(world, wait)
+            return text(answer), len(ended), len(world.built)
+
+        assert run(scene()) == ("done", 1, 1)
+
+    def test_one_that_swallows_its_cancellation_is_not_repeated(self):
+        async def scene():
+            wait = Wait()
+
+            async def swallow(client):
+                wait.gate.set()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.Event().wait()
+
+            world = World([wait, result()], interrupt=swallow)
+            answer = await self.interrupted(world, wait)
+            return text(answer), world.log.count("interrupt 0")
+
+        assert run(scene()) == ("done", 1)
+
+    def test_one_that_cannot_be_stopped_spoils_the_client(self, monkeypatch):
+        monkeypatch.setattr(host_module, "CANCEL_S", 0.001)
+
+        async def scene():
+            wait = Wait()
+            let_go = asyncio.Event()
+
+            async def deaf(client):
+                wait.gate.set()
+                while not let_go.is_set():
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await let_go.wait()
+
+            world = World([wait, result()], interrupt=deaf)
+            answer = await self.interrupted(world, wait)
+            let_go.set()
+            return text(answer), len(world.built)
+
+        assert run(scene()) == ("done", 2)
+
+
+class TestDisconnect:
+    @pytest.mark.parametrize(
+        "error", [OSError("gone"), asyncio.CancelledError(), ExceptionGroup("g", [OSError()])],
+        ids=repr,
+    )  # fmt: skip
+    def test_whatever_it_raises_is_swallowed(self, error):
+        async def scene():
+            world = World(isolation="prompt", disconnect=error)
+            await world.host.disconnect()
+
+        run(scene())
+
+    def test_one_that_is_no_coroutine_is_survived(self):
+        class Odd(FakeClient):
+            def disconnect(self):
+                self.is_open = False
+
+        world = World(cls=Odd, isolation="prompt")
+        assert [text(a) for a in talk(world, "a", "b")] == ["a", "b"]
+
+    def test_one_that_hangs_is_cut_off(self, monkeypatch):
+        monkeypatch.setattr(host_module, "DISCONNECT_S", 0.001)
+        ended = []
+
+        async def scene():
+            async def hang(client):
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    client.is_open = False
+                    ended.append(client)
+
+            world = World(isolation="prompt", disconnect=hang)
+            await world.host.connect()
+            first = await world.ask("a")
+            return text(first), len(ended)
+
+        assert run(scene()) == ("a", 1)
+
+    def test_one_that_hangs_and_swallows_its_cancellation_is_left_behind(self, monkeypatch):
+        monkeypatch.setattr(host_module, "DISCONNECT_S", 0.001)
+        monkeypatch.setattr(host_module, "CANCEL_S", 0.001)
+
+        async def scene():
+            let_go = asyncio.Event()
+
+            async def deaf(client):
+                while not let_go.is_set():
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await let_go.wait()
+
+            world = World(disconnect=deaf)
+            await world.host.connect()
+            await world.host.disconnect()
+            let_go.set()
+
+        run(scene())
+
+
+def test_a_worker_that_stops_amid_a_turn_cuts_it_off():
+    async def scene():
+        wait = Wait()
+        world = World([wait, result()])
+        await world.host.connect()
+        turn = asyncio.ensure_future(world.host.turn(1, "p", None))
+        await wait.begun.wait()
+        turn.cancel()
+        await asyncio.wait({turn})
+        await world.host.disconnect()
+        return turn.cancelled(), world.log[-1]
+
+    assert run(scene()) == (True, "disconnect 0")

@@ -1,0 +1,298 @@
+"""Claims and the ledger, against the supervisor's side over a real pipe and a real file."""
+
+import os
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from soloist.protocol import codec
+from soloist.protocol.errors import ClientConnectError, ClientError, to_info
+from soloist.protocol.ledger import NO_LEASE
+from soloist.protocol.messages import Answer, Broken, Failure, Lease, Loaded, Ready, Run
+from soloist.supervisor import ledger as supervisor_ledger
+from soloist.worker import ledger as worker_ledger
+from soloist.worker.ledger import Claims, Ledger
+
+
+class Pair:
+    """Both sides of what one worker shares with its supervisor."""
+
+    def __init__(self):
+        self.supervisor = supervisor_ledger.Ledger()
+        self.claims = Claims(self.supervisor.grants_r)
+        self.ledger = Ledger(self.supervisor.outcomes)
+
+    def grant(self, *numbers):
+        """Grant leases; gives the message that the worker is still to get."""
+        leases = tuple(Lease(n, b"prompt %d" % n, False) for n in numbers)
+        self.supervisor.grant(leases)
+        return Run(leases, 0)
+
+    def send(self, *numbers):
+        self.claims.add(self.grant(*numbers))
+
+    def claim(self):
+        lease = self.claims.claim()
+        return None if lease is None else lease.number
+
+    def append(self, lease, text="text", acked=0):
+        outcome = Answer(lease, 0.5, text, 1, b"")
+        self.ledger.append(lease, codec.encode(outcome), acked=acked)
+        return outcome
+
+    @property
+    def size(self):
+        return os.fstat(self.supervisor.outcomes).st_size
+
+
+@pytest.fixture
+def pair():
+    pair = Pair()
+    yield pair
+    pair.supervisor.close()
+
+
+class TestClaims:
+    def test_without_leases_there_is_none(self, pair):
+        assert pair.claims.is_empty()
+        assert pair.claim() is None
+
+    def test_they_are_claimed_in_order_with_their_prompts(self, pair):
+        pair.send(1, 2)
+        pair.send(3)
+        assert not pair.claims.is_empty()
+        assert pair.claims.claim() == Lease(1, b"prompt 1", False)
+        assert [pair.claim(), pair.claim(), pair.claim()] == [2, 3, None]
+        assert pair.claims.is_empty()
+
+    def test_one_without_a_grant_does_not_run(self, pair):
+        pair.claims.add(Run((Lease(1, b"p", False),), 0))
+        assert pair.claim() is None
+
+    def test_what_was_taken_back_is_forgotten(self, pair):
+        pair.send(1, 2, 3)
+        assert pair.claim() == 1
+        assert pair.supervisor.take_back() == [2, 3]
+        assert pair.claim() is None
+        assert pair.claims.is_empty()
+
+    def test_what_was_taken_back_before_newer_ones_is_skipped(self, pair):
+        pair.send(1, 2, 3)
+        assert pair.claim() == 1
+        pair.supervisor.take_back()
+        pair.send(4, 5)
+        assert [pair.claim(), pair.claim(), pair.claim()] == [4, 5, None]
+        assert pair.claims.is_empty()
+
+    def test_all_but_the_running_one_can_be_taken_back_and_come_again(self, pair):
+        pair.send(1, 2)
+        assert pair.claim() == 1
+        assert pair.supervisor.take_back() == [2]
+        assert pair.supervisor.take_back() == []
+        pair.send(3)
+        assert [pair.claim(), pair.claim()] == [3, None]
+
+    def test_a_grant_before_its_message_is_kept(self, pair):
+        pair.send(1)
+        pair.supervisor.take_back()
+        message = pair.grant(2)
+        assert pair.claim() is None, "2 has not arrived"
+        assert pair.supervisor.take_back() == [], "but it is claimed"
+        pair.claims.add(message)
+        assert [pair.claim(), pair.claim()] == [2, None]
+
+    def test_a_grant_is_not_read_while_nothing_has_arrived(self, pair):
+        pair.grant(1)
+        assert pair.claim() is None
+        assert pair.supervisor.take_back() == [1]
+
+    def test_the_highest_acknowledgement_counts(self, pair):
+        for acked in (3, 7, 5):
+            pair.claims.add(Run((), acked))
+        assert pair.claims.acked == 7
+
+    def test_a_whole_batch_fits_into_the_pipe(self, pair):
+        numbers = range(1, 514)
+        pair.send(*numbers[:257])
+        pair.send(*numbers[257:])
+        assert pair.supervisor.take_back() == list(numbers)
+
+
+class ClaimsWalk(RuleBasedStateMachine):
+    """Grants, late messages, claims and revocations in any order."""
+
+    def __init__(self):
+        super().__init__()
+        self.pair = Pair()
+        self.next = 1
+        self.outstanding = []
+        self.on_their_way = []
+        self.claimed = []
+        self.taken = []
+
+    @rule(count=st.integers(1, 4))
+    def grant(self, count):
+        numbers = list(range(self.next, self.next + count))
+        self.next += count
+        self.on_their_way.append(self.pair.grant(*numbers))
+        self.outstanding += numbers
+
+    @precondition(lambda self: self.on_their_way)
+    @rule()
+    def arrive(self):
+        self.pair.claims.add(self.on_their_way.pop(0))
+
+    @rule()
+    def claim(self):
+        lease = self.pair.claims.claim()
+        if lease is not None:
+            self.claimed.append(lease.number)
+            assert lease.prompt == b"prompt %d" % lease.number
+
+    @rule()
+    def take_back(self):
+        self.taken += self.pair.supervisor.take_back()
+
+    @invariant()
+    def nobody_has_what_the_other_has(self):
+        assert not set(self.claimed) & set(self.taken)
+        assert self.claimed == sorted(set(self.claimed))
+
+    def teardown(self):
+        while self.on_their_way:
+            self.arrive()
+        for _ in range(self.next):
+            self.claim()
+        assert sorted(self.claimed + self.taken) == self.outstanding
+        assert self.pair.claims.is_empty() or not self.outstanding
+        self.pair.supervisor.close()
+
+
+TestClaimsWalk = ClaimsWalk.TestCase
+TestClaimsWalk.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+class TestLedger:
+    def test_an_unused_one_is_empty(self, pair):
+        assert pair.supervisor.read() == []
+
+    def test_outcomes_are_read_in_order(self, pair):
+        first = pair.append(1)
+        failure = Failure(2, 0.1, to_info(ClientError("no", api_status=500)))
+        pair.ledger.append(2, codec.encode(failure), acked=0)
+        third = pair.append(3, "")
+        assert pair.supervisor.read() == [first, failure, third]
+
+    def test_reading_takes_nothing_away(self, pair):
+        pair.append(1)
+        assert pair.supervisor.read() == pair.supervisor.read() != []
+
+    def test_what_is_not_acknowledged_stays(self, pair):
+        outcomes = [pair.append(lease, acked=max(0, lease - 2)) for lease in range(1, 50)]
+        assert pair.supervisor.read()[-2:] == outcomes[-2:]
+
+    def test_once_all_is_acknowledged_it_starts_again(self, pair):
+        sizes = set()
+        for lease in range(1, 100):
+            outcome = pair.append(lease, acked=lease - 1)
+            assert pair.supervisor.read() == [outcome]
+            sizes.add(pair.size)
+        assert len(sizes) <= 2
+
+    @pytest.mark.parametrize("newer", [1, 10, 40, 4000])
+    @pytest.mark.parametrize("count", [1, 2, 5])
+    def test_a_stale_record_is_never_read_after_overwriting(self, pair, newer, count):
+        for lease in range(1, 6):
+            pair.append(lease, "x" * 10, acked=0)
+        new = [pair.append(6 + i, "y" * newer, acked=5) for i in range(count)]
+        assert pair.supervisor.read() == new
+
+    def test_large_outcomes_are_written_whole(self, pair):
+        text = "ä" * 5_000_000
+        outcome = pair.append(1, text)
+        assert pair.supervisor.read() == [outcome]
+
+    def test_what_a_system_call_left_over_is_written_too(self, pair, monkeypatch):
+        pwrite = os.pwrite
+        monkeypatch.setattr(
+            worker_ledger.os, "pwrite", lambda file, data, at: pwrite(file, data[:7], at)
+        )
+        outcomes = [pair.append(lease, "some text") for lease in (1, 2, 3)]
+        assert pair.supervisor.read() == outcomes
+
+    def test_memory_goes_back_after_a_large_one(self, pair):
+        pair.append(1, "x" * 5_000_000)
+        pair.append(2, acked=1)
+        assert pair.size < 1_000_000
+
+    def test_a_record_cut_short_is_not_read_and_those_before_it_are(self, pair):
+        first = pair.append(1)
+        size = pair.size
+        pair.append(2, "x" * 100)
+        os.ftruncate(pair.supervisor.outcomes, size + 30)
+        assert pair.supervisor.read() == [first]
+
+    def test_what_is_no_message_ends_the_reading(self, pair):
+        first = pair.append(1)
+        pair.ledger.append(2, b"\xff garbage", acked=0)
+        pair.append(3)
+        assert pair.supervisor.read() == [first]
+
+    def test_what_a_ledger_does_not_hold_is_left_out(self, pair):
+        pair.ledger.append(1, codec.encode(Ready()), acked=0)
+        second = pair.append(2)
+        assert pair.supervisor.read() == [second]
+
+
+LOADED = Loaded(1, 4711, True)
+BROKEN = Broken(True, to_info(ClientConnectError("no")))
+
+
+class TestWordsOfTheWorker:
+    """``Loaded`` and ``Broken`` belong to no lease."""
+
+    def say(self, pair, message, acked=0):
+        pair.ledger.append(NO_LEASE, codec.encode(message), acked=acked)
+
+    def test_loaded_is_read(self, pair):
+        self.say(pair, LOADED)
+        assert pair.supervisor.read() == [LOADED]
+
+    def test_loaded_does_not_hide_the_first_outcome(self, pair):
+        self.say(pair, LOADED)
+        first = pair.append(1)
+        assert first in pair.supervisor.read()
+        second = pair.append(2)
+        assert pair.supervisor.read()[-2:] == [first, second]
+
+    def test_broken_after_loaded_is_read(self, pair):
+        self.say(pair, LOADED)
+        self.say(pair, BROKEN)
+        assert BROKEN in pair.supervisor.read()
+
+    @pytest.mark.parametrize("acked", [0, 1, 2])
+    def test_broken_after_outcomes_is_read_and_hides_none_that_is_needed(self, pair, acked):
+        outcomes = [pair.append(1), pair.append(2)]
+        self.say(pair, BROKEN, acked=acked)
+        read = pair.supervisor.read()
+        assert read[-1] == BROKEN
+        assert read[:-1] == ([] if acked == 2 else outcomes)
+
+
+def test_both_sides_let_go_of_everything(pair):
+    pair.supervisor.close()
+    for descriptor in (pair.supervisor.grants_r, pair.supervisor.outcomes):
+        with pytest.raises(OSError):
+            os.fstat(descriptor)
+    pair.supervisor = supervisor_ledger.Ledger()
+
+
+def test_without_memfd_a_file_without_a_name_serves(monkeypatch):
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    pair = Pair()
+    outcome = pair.append(1)
+    assert pair.supervisor.read() == [outcome]
+    assert os.fstat(pair.supervisor.outcomes).st_nlink == 0
+    pair.supervisor.close()

@@ -1,0 +1,712 @@
+"""The loop of one worker: a fake channel, a real grant pipe and a real ledger."""
+
+import asyncio
+import collections
+import os
+
+import pytest
+
+from soloist.protocol import codec
+from soloist.protocol.content import AssistantMessage, ResultMessage, TextBlock
+from soloist.protocol.errors import (
+    ClientConnectError,
+    ClientError,
+    LocalProtocolError,
+    PayloadTooLarge,
+    ResultNotSerializable,
+    from_info,
+)
+from soloist.protocol.messages import (
+    Answer,
+    Broken,
+    Failure,
+    Interrupt,
+    Lease,
+    Loaded,
+    Ready,
+    Run,
+    Stop,
+    Streamed,
+)
+from soloist.supervisor import ledger as supervisor_ledger
+from soloist.worker import loop
+from soloist.worker.host import Host
+from soloist.worker.ledger import Claims, Ledger
+
+LIMIT_S = 20.0
+
+
+class FakeChannel:
+    """A channel whose other side is a script.
+
+    ``then`` holds what the supervisor does, one step for each time that the worker waits.
+    ``fileno`` is edge-triggered as the real one: what arrives during a send does not show there.
+    """
+
+    def __init__(self):
+        self.inbox = collections.deque()
+        self.sent = []
+        self.sends = []  # how many messages each send had
+        self.then = collections.deque()
+        self.on_sent = None
+        self._readable, self._writable = os.pipe()
+        os.set_blocking(self._readable, False)
+
+    def close(self):
+        os.close(self._readable)
+        os.close(self._writable)
+
+    # -- the supervisor's side ---------------------------------------------------------------
+
+    def put(self, *messages):
+        self.inbox += messages
+        os.write(self._writable, b"\0")
+
+    # -- the worker's side -------------------------------------------------------------------
+
+    def fileno(self):
+        return self._readable
+
+    def receive(self):
+        while not self.inbox:
+            assert self.then, "the worker would wait for ever"
+            self.then.popleft()()
+        return self.inbox.popleft()
+
+    def receive_nowait(self):
+        try:
+            os.read(self._readable, 4096)
+        except BlockingIOError:
+            pass
+        return self.inbox.popleft() if self.inbox else None
+
+    def send(self, message):
+        self._take([message])
+
+    def send_encoded(self, messages):
+        self._take([codec.decode(message) for message in messages])
+
+    def _take(self, messages):
+        self.sends.append(len(messages))
+        for message in messages:
+            self.sent.append(message)
+            if self.on_sent is not None:
+                self.on_sent(message)
+
+
+class Office:
+    """A desk and everything around it."""
+
+    def __init__(self, max_bytes=10**6):
+        self.channel = FakeChannel()
+        self.shared = supervisor_ledger.Ledger()
+        self.claims = Claims(self.shared.grants_r)
+        self.desk = loop.Desk(
+            self.channel, self.claims, Ledger(self.shared.outcomes), max_bytes
+        )
+        self.next = 1
+
+    def run(self, *prompts, acked=0, is_streamed=False):
+        """Grant leases; gives the message for them."""
+        leases = []
+        for prompt in prompts:
+            leases.append(Lease(self.next, codec.encode_prompt(prompt), is_streamed))
+            self.next += 1
+        self.shared.grant(tuple(leases))
+        return Run(tuple(leases), acked)
+
+    @property
+    def outcomes(self):
+        return [m for m in self.channel.sent if isinstance(m, Answer | Failure)]
+
+    @property
+    def texts(self):
+        return [text_of(outcome) for outcome in self.outcomes]
+
+    def close(self):
+        self.channel.close()
+        self.shared.close()
+
+
+def text_of(outcome):
+    return outcome.text if isinstance(outcome, Answer) else from_info(outcome.error)
+
+
+@pytest.fixture
+def office():
+    office = Office()
+    yield office
+    office.close()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still unless told otherwise."""
+
+    class Clock:
+        now = 100.0
+
+        def monotonic(self):
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr(loop, "time", clock)
+    return clock
+
+
+class TestDesk:
+    def reply(self, office, lease, text="x"):
+        office.desk.reply(Answer(lease, 0.1, text, 1, b""))
+
+    def claim(self, office, *prompts):
+        office.claims.add(office.run(*prompts))
+
+    def test_the_only_outcome_goes_at_once(self, office, clock):
+        self.claim(office, "a")
+        office.claims.claim()
+        self.reply(office, 1)
+        assert len(office.outcomes) == 1
+
+    def test_those_of_a_batch_go_together(self, office, clock):
+        office.desk._flushed = clock.now
+        self.claim(office, *"abcd")
+        for lease in (1, 2, 3):
+            office.claims.claim()
+            self.reply(office, lease)
+        assert office.channel.sends == []
+        office.claims.claim()
+        self.reply(office, 4)
+        assert office.channel.sends == [4]
+
+    def test_those_held_back_are_in_the_ledger_already(self, office, clock):
+        office.desk._flushed = clock.now
+        self.claim(office, *"ab")
+        office.claims.claim()
+        self.reply(office, 1, "held back")
+        assert office.outcomes == []
+        assert [outcome.text for outcome in office.shared.read()] == ["held back"]
+
+    def test_the_ledger_comes_before_the_message(self, office):
+        in_ledger = []
+        office.channel.on_sent = lambda message: in_ledger.append(office.shared.read())
+        self.claim(office, "a")
+        office.claims.claim()
+        self.reply(office, 1)
+        assert in_ledger == [[office.outcomes[0]]]
+
+    def test_they_are_not_held_back_for_long(self, office, clock):
+        office.desk._flushed = clock.now
+        self.claim(office, *"abc")
+        office.claims.claim()
+        self.reply(office, 1)
+        clock.now += loop.FLUSH_S
+        office.claims.claim()
+        self.reply(office, 2)
+        assert office.channel.sends == [2]
+
+    def test_they_are_not_held_back_when_they_are_large(self, office, clock):
+        office.desk._flushed = clock.now
+        self.claim(office, *"abc")
+        office.claims.claim()
+        self.reply(office, 1, "x" * loop.FLUSH_BYTES)
+        assert office.channel.sends == [1]
+
+    def test_a_result_over_the_limit_is_an_error_that_says_so(self, office):
+        office.desk._max_bytes = 1000
+        self.claim(office, "a")
+        office.claims.claim()
+        self.reply(office, 1, "x" * 1001)
+        (failure,) = office.outcomes
+        error = from_info(failure.error)
+        assert isinstance(error, PayloadTooLarge)
+        assert "max_payload_bytes" in str(error)
+        assert error.started is None
+        assert office.shared.read() == [failure]
+
+    @pytest.mark.parametrize("limit", [1, 1000])
+    def test_an_error_is_passed_on_whatever_the_limit(self, office, limit):
+        office.desk._max_bytes = limit
+        self.claim(office, "a")
+        office.claims.claim()
+        office.desk.fail(1, 0.1, ClientError("the reason " * 200))
+        (error,) = office.texts
+        assert type(error) is ClientError
+        assert "the reason" in str(error)
+
+    def test_a_result_that_cannot_be_encoded_is_an_error_that_says_so(self, office):
+        self.claim(office, "a")
+        office.claims.claim()
+        self.reply(office, 1, "\ud800")
+        (error,) = office.texts
+        assert type(error) is ResultNotSerializable
+        assert office.shared.read() == office.outcomes
+
+    @pytest.mark.parametrize(
+        "message",
+        [Loaded(1, 4711, True), Broken(False, codec.decode(codec.encode(
+            Failure(1, 0.0, loop.to_info(ClientError("no"))))).error)],
+        ids=["loaded", "broken"],
+    )  # fmt: skip
+    def test_what_it_announces_outlives_the_process(self, office, message):
+        office.desk.announce(message)
+        assert office.channel.sent == [message]
+        assert office.shared.read() == [message]
+
+
+def serve_sync(office, call, *steps):
+    """Run the sync loop over what the supervisor says, then stop it."""
+    for step in steps:
+        office.channel.then.append(step if callable(step) else lambda m=step: office.channel.put(m))
+    office.channel.then.append(lambda: office.channel.put(Stop()))
+    loop.run_sync(office.desk, call)
+
+
+class TestSync:
+    def test_it_says_that_it_is_ready_then_answers(self, office):
+        serve_sync(office, str.upper, office.run("a", "b"), office.run("c"))
+        assert office.channel.sent[0] == Ready()
+        assert office.texts == ["A", "B", "C"]
+        assert [outcome.lease for outcome in office.outcomes] == [1, 2, 3]
+
+    def test_content_blocks_arrive_as_they_are(self, office):
+        blocks = [{"type": "text", "text": "x", "deep": [1, None]}]
+        seen = []
+        serve_sync(office, lambda p: seen.append(p) or "ok", office.run(blocks))
+        assert seen == [blocks]
+
+    def test_each_call_is_timed(self, office, clock):
+        def call(prompt):
+            clock.now += 2.5
+            return prompt
+
+        serve_sync(office, call, office.run("a", "b"))
+        assert [outcome.duration_s for outcome in office.outcomes] == [2.5, 2.5]
+
+    @pytest.mark.parametrize(
+        ("error", "name"),
+        [
+            (ValueError("bad"), "ValueError"),
+            (SystemExit(3), "SystemExit"),
+            (KeyboardInterrupt(), "KeyboardInterrupt"),
+            (GeneratorExit(), "GeneratorExit"),
+        ],
+        ids=repr,
+    )
+    def test_whatever_the_callable_raises_fails_that_prompt_alone(self, office, error, name):
+        def call(prompt):
+            if prompt == "bad":
+                raise error
+            return prompt
+
+        serve_sync(office, call, office.run("a", "bad", "b"))
+        first, failure, last = office.texts
+        assert (first, last) == ("a", "b")
+        assert type(failure) is ClientError
+        assert failure.type_name == name
+        assert "call" in failure.traceback_text
+
+    def test_an_error_whose_message_cannot_be_read_is_still_one(self, office):
+        class Nasty(Exception):
+            def __str__(self):
+                raise RuntimeError
+
+        def call(prompt):
+            raise Nasty
+
+        serve_sync(office, call, office.run("a"))
+        assert office.texts[0].type_name.endswith("Nasty")
+
+    @pytest.mark.parametrize("value", [None, 5, b"x", object()])
+    def test_what_is_no_text_fails_that_prompt_alone(self, office, value):
+        serve_sync(office, lambda p: value if p == "bad" else p, office.run("bad", "b"))
+        failure, last = office.texts
+        assert type(failure) is ResultNotSerializable
+        assert last == "b"
+
+    @pytest.mark.parametrize(
+        ("text", "kind"), [("\ud800", ResultNotSerializable), ("x" * 10**6, PayloadTooLarge)]
+    )
+    def test_what_cannot_be_sent_fails_that_prompt_alone(self, office, text, kind):
+        serve_sync(office, lambda p: text if p == "bad" else p, office.run("bad", "b"))
+        failure, last = office.texts
+        assert type(failure) is kind
+        assert last == "b"
+
+    def test_what_is_held_back_goes_out_before_it_waits(self, office, clock):
+        """The rest of the batch was taken back: nobody follows who would send it along."""
+        office.desk._flushed = clock.now
+
+        def call(prompt):
+            office.shared.take_back()
+            return prompt
+
+        def nobody_waits_with_outcomes():
+            assert office.texts == ["a"]
+
+        serve_sync(office, call, office.run("a", "b", "c"), nobody_waits_with_outcomes)
+        assert office.texts == ["a"]
+
+    def test_what_was_taken_back_does_not_run(self, office):
+        run = office.run("a", "b")
+        office.shared.take_back()
+        serve_sync(office, str.upper, run, office.run("c"))
+        assert office.texts == ["C"]
+
+    def test_what_was_granted_before_its_message_came_runs_when_it_comes(self, office):
+        gone = office.run("gone")
+        office.shared.take_back()
+        late = office.run("late")
+        serve_sync(office, str.upper, gone, late)
+        assert office.texts == ["LATE"]
+
+    def test_messages_that_mean_nothing_to_it_are_ignored(self, office):
+        serve_sync(office, str.upper, Interrupt(1), office.run("a"), Interrupt(1))
+        assert office.texts == ["A"]
+
+    def test_the_ledger_is_forgotten_as_far_as_it_is_acknowledged(self, office):
+        serve_sync(office, str.upper, office.run("a", "b"), office.run("c", acked=2))
+        assert [outcome.text for outcome in office.shared.read()] == ["C"]
+
+
+class Client:
+    """An async client whose turns go through gates of the test's."""
+
+    def __init__(self, office):
+        self.office = office
+        self.gates = {}
+        self.begun = collections.defaultdict(asyncio.Event)
+        self.log = []
+        self.on_query = None
+        self.interrupted = asyncio.Event()
+
+    async def connect(self):
+        self.log.append("connect")
+
+    async def query(self, prompt):
+        self.prompt = prompt
+        self.log.append(prompt)
+        self.interrupted.clear()
+        if self.on_query is not None:
+            self.on_query(prompt)
+
+    async def receive_response(self):
+        prompt = self.prompt
+        self.begun[prompt].set()
+        yield AssistantMessage(content=[TextBlock(prompt)], model="fake")
+        if prompt in self.gates:
+            await asyncio.wait(
+                [
+                    asyncio.ensure_future(self.gates[prompt].wait()),
+                    asyncio.ensure_future(self.interrupted.wait()),
+                ],
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        yield ResultMessage("success", 1, 0, self.interrupted.is_set(), 1, "s", result=prompt)
+
+    async def interrupt(self):
+        self.log.append("interrupt")
+        self.interrupted.set()
+
+    async def reset(self):
+        self.log.append("reset")
+
+    async def disconnect(self):
+        self.log.append("disconnect")
+
+
+def serve(office, scene, **client_methods):
+    """Run the async loop beside the supervisor's scene; whether its end was in order."""
+
+    async def both():
+        client = Client(office)
+        for name, method in client_methods.items():
+            setattr(client, name, method)
+        host = Host(lambda: client, isolation="prompt")
+        worker = asyncio.ensure_future(loop.run_async(office.desk, host))
+        supervisor = asyncio.ensure_future(scene(client))
+        async with asyncio.timeout(LIMIT_S):
+            await asyncio.wait({worker, supervisor}, return_when=asyncio.FIRST_EXCEPTION)
+            await supervisor
+            return await worker, client
+
+    return asyncio.run(both())
+
+
+class News:
+    """Wake-ups for the supervisor's scene: something was sent."""
+
+    def __init__(self, office):
+        self.office = office
+        self.event = asyncio.Event()
+        office.channel.on_sent = lambda message: self.event.set()
+
+    async def until(self, condition):
+        while not condition():
+            self.event.clear()
+            await self.event.wait()
+
+    async def outcomes(self, count):
+        await self.until(lambda: len(self.office.outcomes) >= count)
+        return self.office.outcomes
+
+
+class TestAsync:
+    def test_it_says_that_it_is_ready_then_answers(self, office):
+        async def scene(client):
+            news = News(office)
+            office.channel.put(office.run("a", "b"))
+            await news.outcomes(2)
+            office.channel.put(office.run("c"))
+            await news.outcomes(3)
+            office.channel.put(Stop())
+
+        is_well, client = serve(office, scene)
+        assert is_well is True
+        assert office.channel.sent[0] == Ready()
+        assert office.texts == ["a", "b", "c"]
+        assert client.log == ["connect", "a", "reset", "b", "reset", "c", "reset", "disconnect"]
+
+    def test_streamed_messages_go_out_as_they_arrive(self, office):
+        async def scene(client):
+            news = News(office)
+            client.gates["a"] = asyncio.Event()
+            office.channel.put(office.run("a", is_streamed=True))
+            await news.until(lambda: any(isinstance(m, Streamed) for m in office.channel.sent))
+            assert office.outcomes == []
+            client.gates["a"].set()
+            await news.outcomes(1)
+            office.channel.put(Stop())
+
+        serve(office, scene)
+        _, first, last, outcome = office.channel.sent
+        assert [m.lease for m in (first, last, outcome)] == [1, 1, 1]
+        assert codec.decode_message(first.message).content == [TextBlock("a")]
+        assert codec.decode_message(last.message).result == "a"
+
+    def test_an_interrupt_ends_the_running_turn(self, office):
+        async def scene(client):
+            news = News(office)
+            client.gates["a"] = asyncio.Event()
+            office.channel.put(office.run("a", "b"))
+            await client.begun["a"].wait()
+            office.channel.put(Interrupt(1))
+            await news.outcomes(2)
+            office.channel.put(Stop())
+
+        serve(office, scene)
+        assert isinstance(office.texts[0], ClientError)
+        assert office.texts[1] == "b"
+
+    def test_an_interrupt_of_another_lease_changes_nothing(self, office):
+        async def scene(client):
+            news = News(office)
+            client.gates["b"] = asyncio.Event()
+            office.channel.put(office.run("a", "b"))
+            await client.begun["b"].wait()
+            office.channel.put(Interrupt(1), Interrupt(77))
+            office.channel.put(office.run("c"))
+            await asyncio.sleep(0)
+            client.gates["b"].set()
+            await news.outcomes(3)
+            office.channel.put(Stop())
+
+        _, client = serve(office, scene)
+        assert office.texts == ["a", "b", "c"]
+        assert "interrupt" not in client.log
+
+    def test_an_interrupt_that_comes_together_with_its_lease_is_not_lost(self, office):
+        """The grant was read before its message came: the supervisor takes it for running."""
+
+        async def scene(client):
+            news = News(office)
+            client.gates["late"] = asyncio.Event()
+            gone = office.run("gone")
+            office.shared.take_back()
+            late = office.run("late")
+            office.channel.put(gone)
+            while office.shared.take_back():  # until the worker has read the grant
+                raise AssertionError("the grant was still there")
+            await asyncio.sleep(0)
+
+        async def whole(client):
+            news = News(office)
+            client.gates["late"] = asyncio.Event()
+            gone = office.run("gone")
+            office.shared.take_back()
+            late = office.run("late")
+            office.channel.put(gone)
+            while office.claims._claimed is None:
+                await asyncio.sleep(0)
+            assert office.shared.take_back() == [], "it counts as begun"
+            office.channel.put(late, Interrupt(2))
+            await news.outcomes(1)
+            office.channel.put(Stop())
+
+        del scene
+        serve(office, whole)
+        assert isinstance(office.texts[0], ClientError)
+
+    def test_what_arrives_during_a_send_is_seen(self, office):
+        """The descriptor is edge-triggered: a send may swallow the edge."""
+
+        async def scene(client):
+            news = News(office)
+            run = office.run("b")
+            wake = office.channel.on_sent
+
+            def arrive(message):
+                wake(message)
+                if isinstance(message, Answer) and message.text == "a":
+                    office.channel.inbox.append(run)
+
+            office.channel.on_sent = arrive
+            office.channel.put(office.run("a"))
+            await news.outcomes(2)
+            office.channel.put(Stop())
+
+        serve(office, scene)
+        assert office.texts == ["a", "b"]
+
+    def test_what_arrives_while_held_back_outcomes_are_flushed_is_seen(self, office, clock):
+        """The rest of the batch was taken back; the flush before the wait is a send as well."""
+        office.desk._flushed = clock.now
+
+        async def scene(client):
+            news = News(office)
+            wake = office.channel.on_sent
+
+            def arrive(message):
+                wake(message)
+                if isinstance(message, Answer) and message.text == "a":
+                    office.channel.inbox.append(office.run("c"))
+
+            office.channel.on_sent = arrive
+            client.on_query = lambda prompt: prompt == "a" and office.shared.take_back()
+            office.channel.put(office.run("a", "b"))
+            await news.outcomes(2)
+            office.channel.put(Stop())
+
+        serve(office, scene)
+        assert office.texts == ["a", "c"]
+
+    def test_a_message_that_comes_while_it_connects_is_not_lost(self, office):
+        office.channel.inbox.append(office.run("early"))
+
+        async def scene(client):
+            news = News(office)
+            await news.outcomes(1)
+            office.channel.put(Stop())
+
+        serve(office, scene)
+        assert office.texts == ["early"]
+
+    def test_a_client_that_cannot_connect_is_broken_and_the_end_not_in_order(self, office):
+        async def fail():
+            raise ClientConnectError("bad key")
+
+        async def scene(client):
+            pass
+
+        is_well, client = serve(office, scene, connect=fail)
+        assert is_well is False
+        (broken,) = office.channel.sent
+        assert isinstance(broken, Broken)
+        assert broken.is_loaded is True
+        assert str(from_info(broken.error)) == "bad key"
+        assert office.shared.read() == [broken]
+        assert client.log == ["disconnect"]
+
+    def test_a_client_that_cannot_be_renewed_is_broken_after_its_answer(self, office):
+        connects = []
+
+        async def connect_once():
+            connects.append(1)
+            if len(connects) > 1:
+                raise OSError("no more")
+
+        async def scene(client):
+            office.channel.put(office.run("a", "b"))
+
+        is_well, _ = serve(office, scene, connect=connect_once, reset=None)
+        assert is_well is False
+        assert [type(m) for m in office.channel.sent] == [Ready, Answer, Broken]
+        assert office.shared.take_back() == [2], "the other one never started"
+
+    def test_a_turn_that_fails_costs_that_prompt_alone(self, office):
+        async def scene(client):
+            news = News(office)
+
+            def fail(prompt):
+                if prompt == "bad":
+                    raise KeyError(prompt)
+
+            client.on_query = fail
+            office.channel.put(office.run("a", "bad", "b"))
+            await news.outcomes(3)
+            office.channel.put(Stop())
+
+        is_well, _ = serve(office, scene)
+        first, failure, last = office.texts
+        assert (is_well, first, last) == (True, "a", "b")
+        assert failure.type_name == "KeyError"
+
+    def test_a_prompt_that_is_none_fails_alone(self, office):
+        async def scene(client):
+            news = News(office)
+            lease = Lease(1, b"\xc1", False)
+            office.shared.grant((lease,))
+            office.next = 2
+            office.channel.put(Run((lease,), 0), office.run("b"))
+            await news.outcomes(2)
+            office.channel.put(Stop())
+
+        serve(office, scene)
+        assert office.texts[1] == "b"
+        assert isinstance(office.outcomes[0], Failure)
+
+    @pytest.mark.parametrize("when", ["idle", "running", "connecting"])
+    def test_stop_ends_it_in_order_at_any_time(self, office, when):
+        async def hang():
+            await asyncio.Event().wait()
+
+        async def scene(client):
+            client.gates["a"] = asyncio.Event()
+            if when == "running":
+                office.channel.put(office.run("a"))
+                await client.begun["a"].wait()
+            office.channel.put(Stop())
+
+        methods = {"connect": hang} if when == "connecting" else {}
+        is_well, client = serve(office, scene, **methods)
+        assert is_well is True
+        assert client.log[-1] == "disconnect"
+        assert office.outcomes == []
+
+    def test_stop_before_anything_else_is_heard(self, office):
+        office.channel.inbox.append(Stop())
+
+        async def scene(client):
+            pass
+
+        is_well, _ = serve(office, scene)
+        assert is_well is True
+
+    def test_an_oversized_streamed_message_does_not_leave_the_worker(self, office):
+        """The supervisor's socket would close the connection on it."""
+        office.desk._max_bytes = 1000
+
+        async def scene(client):
+            news = News(office)
+            office.channel.put(office.run("x" * 500, "y" * 5000, is_streamed=True))
+            await news.outcomes(2)
+            office.channel.put(Stop())
+
+        serve(office, scene)
+        assert isinstance(office.texts[1], PayloadTooLarge)
+        assert max(len(m.message) for m in office.channel.sent if type(m) is Streamed) <= 1000
+
+    def test_a_message_that_no_worker_gets_is_a_defect_that_shows(self, office):
+        worker = loop._AsyncLoop(office.desk, None)
+        office.channel.inbox.append(Ready())
+        with pytest.raises(LocalProtocolError, match="gets no Ready"):
+            worker._drain()
