@@ -70,6 +70,7 @@ class _Shape:
                 raise RemoteProtocolError(f"{name} has a number out of range: {values[i]}")
 
 
+_TEXT, _BLOCKS = b"t", b"b"
 _INT, _STR, _BYTES, _BOOL, _ARRAY = (int,), (str,), (bytes,), (bool,), (tuple,)
 _NUMBER = (float, int)
 
@@ -107,7 +108,28 @@ def decode(data: bytes) -> m.WireMessage:
     Raises:
         RemoteProtocolError: whatever is wrong with ``data``; the peer's fault.
     """
-    values = _unpack(data)
+    return _message(_unpack(data))
+
+
+def decode_batch(data: bytes) -> list[m.WireMessage]:
+    """Rebuild messages that ``join`` put together.
+
+    Raises:
+        RemoteProtocolError: whatever is wrong with any of them; the peer's fault.
+    """
+    batch = _unpack(data)
+    if type(batch) is not tuple:
+        raise RemoteProtocolError("a batch is an array of messages")
+    return [_message(values) for values in batch]
+
+
+def join(encoded: list[bytes]) -> bytes:
+    """Put encoded values together into one encoded array, without decoding them."""
+    header: bytes = msgpack.Packer().pack_array_header(len(encoded))
+    return header + b"".join(encoded)
+
+
+def _message(values: Any) -> m.WireMessage:
     if type(values) is not tuple or not values or type(values[0]) is not int:
         raise RemoteProtocolError("a message is an array that begins with its tag")
     tag, *fields = values
@@ -122,7 +144,9 @@ def decode(data: bytes) -> m.WireMessage:
 
 
 def encode_prompt(prompt: Prompt, max_bytes: int = MAX_PAYLOAD_BYTES) -> bytes:
-    """Give a prompt's bytes.
+    """Give a prompt's bytes: ``t`` and UTF-8 text, or ``b`` and content blocks in msgpack.
+
+    Text, by far the most frequent, so needs no packer on either side.
 
     Args:
         prompt: a ``str``, or a list of content blocks (maps).
@@ -137,7 +161,10 @@ def encode_prompt(prompt: Prompt, max_bytes: int = MAX_PAYLOAD_BYTES) -> bytes:
     elif len(prompt) > max_bytes:
         raise _too_large("prompt", len(prompt), max_bytes)
     try:
-        data: bytes = msgpack.packb(prompt, use_bin_type=True)
+        if isinstance(prompt, str):
+            data = _TEXT + prompt.encode()
+        else:
+            data = _BLOCKS + msgpack.packb(prompt, use_bin_type=True)
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidPrompt(f"the prompt cannot be encoded: {error}") from error
     if len(data) > max_bytes:
@@ -151,13 +178,19 @@ def decode_prompt(data: bytes) -> Prompt:
     Raises:
         RemoteProtocolError: not a prompt; the peer's fault.
     """
-    prompt = _unpack(data, use_list=True)
-    if isinstance(prompt, str):
-        return prompt
-    _check_received(prompt)
-    if not isinstance(prompt, list) or not all(map(_is_block, prompt)):
+    kind, body = data[:1], data[1:]
+    if kind == _TEXT:
+        try:
+            return body.decode()
+        except UnicodeDecodeError as error:
+            raise RemoteProtocolError(f"the prompt is not UTF-8: {error}") from error
+    if kind != _BLOCKS:
         raise RemoteProtocolError("a prompt is text or content blocks")
-    return prompt
+    blocks = _unpack(body, use_list=True)
+    _check_received(blocks)
+    if not isinstance(blocks, list) or not all(map(_is_block, blocks)):
+        raise RemoteProtocolError("a prompt is text or content blocks")
+    return blocks
 
 
 def encode_message(message: object) -> bytes:
@@ -182,11 +215,6 @@ def decode_message(data: bytes) -> Message:
     value = _unpack(data, use_list=True)
     _check_received(value)
     return from_map(value)
-
-
-def join_messages(encoded: list[bytes]) -> bytes:
-    """Put encoded messages together into one encoded list, without decoding them."""
-    return msgpack.Packer().pack_array_header(len(encoded)) + b"".join(encoded)
 
 
 def decode_maps(data: bytes) -> list[Map]:

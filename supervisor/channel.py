@@ -11,6 +11,7 @@ waiting on it.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 import zmq
 
@@ -53,25 +54,21 @@ class Channel:
         """Whether ``receive`` would give something."""
         return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
-    def receive(self) -> tuple[int, int, list[WireMessage | RemoteProtocolError]] | None:
+    def receive(self) -> tuple[int, int, Sequence[WireMessage | RemoteProtocolError]] | None:
         """Take what one worker sent together: ``(number, incarnation, messages)``.
 
         What is not a message comes back as the error that says so; ``None`` if nothing is there.
         """
         if not self.has_input():  # cheaper than to try: it keeps the interpreter's lock
             return None
-        parts: list[bytes] = self._socket.recv_multipart(zmq.NOBLOCK)
-        sender, *frames = parts
-        _, number, incarnation = (
-            _IDENTITY.unpack(sender) if len(sender) == _IDENTITY.size else (0, -1, -1)
-        )
-        messages: list[WireMessage | RemoteProtocolError] = []
-        for frame in frames:
-            try:
-                messages.append(codec.decode(frame))
-            except RemoteProtocolError as error:
-                messages.append(error)
-        return number, incarnation, messages
+        sender, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
+        if len(sender) != _IDENTITY.size or len(frames) != 1:
+            return 0, -1, []  # from no worker of ours
+        _, number, incarnation = _IDENTITY.unpack(sender)
+        try:
+            return number, incarnation, codec.decode_batch(frames[0])
+        except RemoteProtocolError as error:
+            return number, incarnation, [error]
 
     def send(self, number: int, incarnation: int, message: WireMessage) -> bool:
         """Queue a message for a worker; ``False`` if that worker is gone or takes nothing."""

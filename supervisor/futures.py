@@ -12,9 +12,9 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 
-from soloist.protocol.errors import SoloistError
+from soloist.protocol.messages import Answer
 from soloist.protocol.transitions import RequestState
 from soloist.supervisor.request import Request
 from soloist.supervisor.results import Result
@@ -100,12 +100,13 @@ class RequestFuture(Future[Result]):
         outcome = request.outcome
         self._owner = None
         self._pending.discard(self)
-        if not self.set_running_or_notify_cancel():
-            return
-        if isinstance(outcome, SoloistError):
-            self.set_exception(outcome)
-        elif outcome is not None:
-            self.set_result(Result(request, outcome))
+        try:
+            if isinstance(outcome, Answer):
+                self.set_result(Result(request, outcome))
+            else:
+                self.set_exception(outcome)
+        except InvalidStateError:  # its caller has cancelled it, and now the worker is free
+            self.set_running_or_notify_cancel()
 
     def stream(self, request: Request, message: bytes) -> bool:
         """A future takes no parts."""

@@ -25,6 +25,7 @@ from typing import Any
 
 from soloist.protocol.errors import (
     RemoteProtocolError,
+    RequestCancelled,
     SlowReader,
     SoloistError,
     SupervisorClosed,
@@ -103,7 +104,6 @@ class Reactor:
         self._is_forked = False
         self.is_closed = threading.Event()
         self._handlers: dict[type, Callable[[Any], None]] = {
-            Settle: self._do_settle,
             Dispatch: self._do_dispatch,
             Spawn: self._do_spawn,
             Revoke: self._do_revoke,
@@ -265,7 +265,7 @@ class Reactor:
                 continue
             self._handle_all(number, messages)
 
-    def _handle_all(self, number: int, messages: list[Any]) -> None:
+    def _handle_all(self, number: int, messages: Iterable[Any]) -> None:
         """Take in what one worker said, outcomes that follow each other together."""
         for is_outcome, group in itertools.groupby(messages, _is_outcome):
             if is_outcome:
@@ -312,15 +312,20 @@ class Reactor:
 
     def _execute(self, actions: Iterable[Action]) -> None:
         for action in actions:
-            self._handlers[type(action)](action)
+            if type(action) is Settle:  # by far the most frequent
+                self._do_settle(action)
+            else:
+                self._handlers[type(action)](action)
 
     def _do_settle(self, action: Settle) -> None:
-        outcome = action.outcome
-        kind = "answered" if type(outcome) is Answer else "failed"
-        if getattr(outcome, "code", "") == "request_cancelled":
-            kind = "cancelled"
-        self._counts[kind] += 1
-        action.request.settle(outcome)
+        request, outcome = action
+        if type(outcome) is Answer:
+            self._counts["answered"] += 1
+        elif type(outcome) is RequestCancelled:
+            self._counts["cancelled"] += 1
+        else:
+            self._counts["failed"] += 1
+        request.settle(outcome)
 
     def _do_dispatch(self, action: Dispatch) -> None:
         process = self._processes[action.number]

@@ -61,8 +61,8 @@ class Channel:
 
     def send(self, message: WireMessage) -> None:
         """Send a message; waits only if a thousand are already on their way."""
-        self._socket.send(codec.encode(message))
+        self.send_encoded([codec.encode(message)])
 
     def send_encoded(self, messages: list[bytes]) -> None:
         """Send messages that are already encoded, together."""
-        self._socket.send_multipart(messages)
+        self._socket.send(codec.join(messages))

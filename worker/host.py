@@ -228,7 +228,7 @@ class _Turn:
             duration_s=duration_s,
             text=content.text_of(self._maps),
             num_turns=max(0, result["num_turns"]),  # the wire carries nothing below zero
-            messages=codec.join_messages(self._encoded),
+            messages=codec.join(self._encoded),
         )
 
     def _take(self, message: object) -> None:

@@ -404,7 +404,7 @@ class TestConversationMessages:
 
     @given(st.lists(strategies.content_messages, max_size=4))
     def test_joined_are_the_list_of_their_maps(self, messages):
-        joined = codec.join_messages([codec.encode_message(message) for message in messages])
+        joined = codec.join([codec.encode_message(message) for message in messages])
         maps = codec.decode_maps(joined)
         assert maps == [c.to_map(message) for message in messages]
         assert [c.from_map(value) for value in maps] == messages
@@ -412,7 +412,7 @@ class TestConversationMessages:
     def test_joined_may_be_many(self):
         encoded = codec.encode_message(c.SystemMessage("x", {}))
         for count in (0, 15, 16, 65_536):
-            assert len(codec.decode_maps(codec.join_messages([encoded] * count))) == count
+            assert len(codec.decode_maps(codec.join([encoded] * count))) == count
 
     def test_of_an_empty_answer_are_an_empty_list(self):
         assert codec.decode_maps(b"") == []
@@ -421,14 +421,14 @@ class TestConversationMessages:
         deepest = c.SystemMessage("x", {"x": nested(codec.MAX_DEPTH - 2)})
         encoded = codec.encode_message(deepest)
         assert codec.decode_message(encoded) == deepest
-        assert codec.decode_maps(codec.join_messages([encoded])) == [c.to_map(deepest)]
+        assert codec.decode_maps(codec.join([encoded])) == [c.to_map(deepest)]
         too_deep = c.SystemMessage("x", {"x": nested(codec.MAX_DEPTH - 1)})
         with pytest.raises(ValueError, match="nested deeper"):
             codec.encode_message(too_deep)
         with pytest.raises(RemoteProtocolError, match="nested deeper"):
             codec.decode_message(pack(c.to_map(too_deep)))
         with pytest.raises(RemoteProtocolError, match="nested deeper"):
-            codec.decode_maps(codec.join_messages([pack(c.to_map(too_deep))]))
+            codec.decode_maps(codec.join([pack(c.to_map(too_deep))]))
 
     @pytest.mark.parametrize(
         ("value", "error"),
