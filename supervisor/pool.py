@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections import deque
 from collections.abc import Iterable
 from typing import NamedTuple, TypeAlias
@@ -119,6 +120,7 @@ class Worker:
         "incarnation",
         "inspected",
         "interrupt_by",
+        "interrupted",
         "is_interruptible",
         "leases",
         "next_lease",
@@ -138,7 +140,8 @@ class Worker:
         self.answered = 0
         self.head_since = 0.0
         self.inspected = 0  # the first lease when its ledger was last read
-        self.interrupt_by: float | None = None
+        self.interrupted = 0  # highest lease whose turn was asked to end
+        self.interrupt_by: float | None = None  # when that turn must have ended
         self.is_interruptible = True
         self.pid = 0
         self.broken: SoloistError | None = None
@@ -176,8 +179,9 @@ class Pool:
         self._queued = 0  # entries of _queue that are not settled yet
         self._idle: dict[int, Worker] = {}
         self._roomy: dict[int, Worker] = {}  # busy, with room for requests that wait there
+        self._spawn_at = math.inf  # when a start that has to wait may be tried again
         self._depth = 0  # how many may wait at a busy worker
-        self._inspect_at = float("inf")
+        self._inspect_at = math.inf
         self._service_s = 1.0  # moving estimate; quick to rise, slow to fall
         self._tailed: dict[int, Worker] = {}  # more than one lease
         self._interrupting: dict[int, Worker] = {}
@@ -211,10 +215,11 @@ class Pool:
         """Take a request in; ``assign`` decides where it goes."""
         self.outstanding += 1
         self._queued += 1
+        request.order = next(self._order)
         if self._closed is not None:
             return [self._settle(request, SupervisorClosed(self._closed, started=False))]
         if request.deadline is not None:
-            heapq.heappush(self._deadlines, (request.deadline, next(self._order), request))
+            heapq.heappush(self._deadlines, (request.deadline, request.order, request))
         self._queue.append(request)
         self._sweep()
         return []
@@ -235,6 +240,7 @@ class Pool:
         if request.lease > worker.claimed:
             return [Revoke(worker.number)]
         request.advance(RequestEvent.INTERRUPT)
+        request.error = error or RequestCancelled(_CANCELLED)
         return self._interrupt(worker, request, now)
 
     def revoke_all(self) -> list[Action]:
@@ -285,7 +291,7 @@ class Pool:
         """A worker's replies; one that is late or belongs to no running request is dropped."""
         worker = self.workers[number]
         actions: list[Action] = []
-        slowest_s = 0.0
+        slowest_s = -1.0
         for outcome in outcomes:
             lease = outcome.lease
             if not worker.leases or worker.leases[0].lease != lease:
@@ -297,14 +303,15 @@ class Pool:
             if request.state is RequestState.LEASED:
                 actions.append(self._settle(request, _outcome(outcome)))
             elif request.state is RequestState.DRAINING:
-                actions.append(self._settle(request, RequestCancelled(_CANCELLED)))
-            if worker.interrupt_by is not None:
-                worker.interrupt_by = None
-                del self._interrupting[number]
+                actions.append(self._settle(request, _drained(request)))
+        if slowest_s < 0:
+            return []
         worker.head_since = now
-        if worker.answered:
-            self._restart.succeeded()
-            self._learn(slowest_s)
+        if worker.interrupt_by is not None and worker.acked >= worker.interrupted:
+            worker.interrupt_by = None
+            del self._interrupting[number]
+        self._restart.succeeded()
+        self._learn(slowest_s)
         self._file(worker)
         return actions
 
@@ -316,9 +323,10 @@ class Pool:
             (request.lease for request in worker.leases if request.lease not in taken),
             default=worker.claimed,
         )
-        for request in reversed([r for r in worker.leases if r.lease in taken]):
-            worker.leases.remove(request)
-            self._requeue(request)
+        back = [request for request in worker.leases if request.lease in taken]
+        if back:
+            worker.leases = deque(r for r in worker.leases if r.lease not in taken)
+            self._requeue(back)
         self._file(worker)
 
     def exited(
@@ -376,9 +384,7 @@ class Pool:
         if self._queued:  # 2
             actions += self._spawn(now)
         while self._queued and self._roomy:  # 3
-            share = -(-self._queued // len(self._roomy))
-            worker = next(iter(self._roomy.values()))
-            self._lease(worker, min(share, self._depth + 1 - len(worker.leases)), runs, now)
+            self._share(runs, now)
         actions += [
             Dispatch(number, Run(tuple(leases), self.workers[number].acked))
             for number, leases in runs.items()
@@ -405,7 +411,7 @@ class Pool:
             heapq.heappop(self._deadlines)
         for worker in list(self._interrupting.values()):
             if worker.interrupt_by is not None and worker.interrupt_by <= now:
-                actions.append(self._kill(worker))
+                actions += self._kill(worker)
         return actions
 
     def next_deadline(self) -> float:
@@ -417,9 +423,7 @@ class Pool:
         ]
         if self._deadlines:
             times.append(self._deadlines[0][0])
-        if self._queued and len(self.workers) < self.size:
-            times.append(self._restart.not_before())
-        times.append(self._inspect_at)
+        times += [self._spawn_at, self._inspect_at]
         return min(times)
 
     # -- closing -----------------------------------------------------------------------------
@@ -474,9 +478,18 @@ class Pool:
             size += len(request.payload)
         self._file(worker, is_full=size >= MAX_BATCH_BYTES)
 
+    def _share(self, runs: dict[int, list[Lease]], now: float) -> None:
+        """Give each busy worker with room its share of the queue, as far as its room goes."""
+        roomy = list(self._roomy.values())
+        for left, worker in zip(range(len(roomy), 0, -1), roomy, strict=True):
+            if share := -(-self._queued // left):
+                self._lease(worker, min(share, self._depth + 1 - len(worker.leases)), runs, now)
+
     def _spawn(self, now: float) -> list[Action]:
         free = self.size - len(self.workers)
-        if not free or now < self._restart.not_before() or self._restart.is_exhausted(now):
+        not_before = self._restart.not_before()
+        self._spawn_at = not_before if free and now < not_before else math.inf
+        if not free or now < not_before or self._restart.is_exhausted(now):
             return []
         starting = sum(
             worker.state in {WorkerState.STARTING, WorkerState.CONNECTING}
@@ -500,7 +513,7 @@ class Pool:
         run. The worker gets no more until that request has ended.
         """
         actions: list[Action] = []
-        self._inspect_at = float("inf")
+        self._inspect_at = math.inf
         for worker in list(self._tailed.values()):
             if worker.head_since + INSPECT_AFTER_S <= now:
                 worker.inspected = worker.leases[0].lease
@@ -521,21 +534,29 @@ class Pool:
                 self._file(worker)
 
     def _interrupt(self, worker: Worker, request: Request, now: float) -> list[Action]:
-        if worker.interrupt_by is not None:
+        if worker.state is not WorkerState.READY or request.lease <= worker.interrupted:
             return []
+        worker.interrupted = request.lease
         grace_s = self._interrupt_grace_s
         worker.interrupt_by = now + (
             grace_s if worker.is_interruptible else min(grace_s, SYNC_GRACE_S)
         )
         self._interrupting[worker.number] = worker
         self._file(worker)
-        return [Interrupt(worker.number, request.lease)] if worker.is_interruptible else []
+        actions = self._free_the_rest(worker)
+        if worker.is_interruptible:
+            actions.append(Interrupt(worker.number, request.lease))
+        return actions
 
-    def _kill(self, worker: Worker) -> Kill:
-        worker.interrupt_by = float("inf")
+    def _kill(self, worker: Worker) -> list[Action]:
+        worker.interrupt_by = math.inf
         worker.advance(WorkerEvent.STOP)
         self._file(worker)
-        return Kill(worker.number)
+        return [*self._free_the_rest(worker), Kill(worker.number)]
+
+    def _free_the_rest(self, worker: Worker) -> list[Action]:
+        """What has not begun at a worker that is in trouble begins elsewhere."""
+        return [Revoke(worker.number)] if len(worker.leases) > 1 else []
 
     def _file(self, worker: Worker, *, is_full: bool = False) -> None:
         """Put the worker into the collections that its state says."""
@@ -597,13 +618,17 @@ class Pool:
                 self._queued -= 1
                 return request
 
-    def _requeue(self, request: Request) -> None:
-        if request.state is not RequestState.LEASED:
-            return  # its caller has gone
-        request.advance(RequestEvent.REVOKE)
-        request.attempts -= 1
-        self._queue.appendleft(request)
-        self._queued += 1
+    def _requeue(self, requests: list[Request]) -> None:
+        """Put requests, in order, back where they came from in the queue."""
+        waiting = [r for r in requests if r.state is RequestState.LEASED]  # else its caller went
+        for request in waiting:
+            request.advance(RequestEvent.REVOKE)
+            request.attempts -= 1
+        is_mixed = self._queue and waiting and self._queue[0].order < waiting[-1].order
+        self._queue.extendleft(reversed(waiting))
+        if is_mixed:
+            self._queue = deque(sorted(self._queue, key=lambda request: request.order))
+        self._queued += len(waiting)
 
 
 _CANCELLED = "the request was cancelled"
@@ -614,9 +639,14 @@ def _outcome(outcome: Answer | Failure) -> Outcome:
     return outcome if type(outcome) is Answer else from_info(outcome.error)  # type: ignore[union-attr]
 
 
+def _drained(request: Request) -> SoloistError:
+    assert request.error is not None
+    return request.error
+
+
 def _lost(worker: Worker, request: Request, exitcode: int | None) -> SoloistError:
     if request.state is RequestState.DRAINING:
-        return RequestCancelled(_CANCELLED)
+        return _drained(request)
     return WorkerLost(
         f"worker {worker.number} (pid {worker.pid}) {_exit_text(exitcode)} "
         "while it ran the request; it may have run in part",

@@ -56,6 +56,8 @@ from soloist.supervisor.shutdown import Phase, Shutdown
 log = logging.getLogger("soloist.supervisor")
 
 _HELPER_STOP_S = 3.0
+_FRAME_ROOM_BYTES = 1024 * 1024
+"""What may stand in one frame beside an answer of the largest size: smaller ones, envelopes."""
 
 
 def _is_outcome(message: object) -> bool:
@@ -196,7 +198,9 @@ class Reactor:
     # -- the thread ------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        self._channel = Channel(self._folder.endpoint, max_bytes=self._max_payload_bytes + 65_536)
+        self._channel = Channel(
+            self._folder.endpoint, max_bytes=self._max_payload_bytes + _FRAME_ROOM_BYTES
+        )
         self._spawner = Spawner(
             self._forkserver,
             self._folder,

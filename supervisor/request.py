@@ -43,9 +43,11 @@ class Request:
     __slots__ = (
         "attempts",
         "deadline",
+        "error",
         "index",
         "is_streamed",
         "lease",
+        "order",
         "outcome",
         "payload",
         "prompt",
@@ -72,6 +74,8 @@ class Request:
         self.is_streamed = is_streamed
         self.state = RequestState.QUEUED
         self.outcome: Outcome | None = None
+        self.error: SoloistError | None = None  # what its caller hears once it is drained
+        self.order = 0  # position among all that the pool has taken in
         self.worker = -1
         self.lease = 0
         self.attempts = 0

@@ -183,13 +183,29 @@ def _dump(value: tuple[Any, dict[str, Any]]) -> tuple[str, bytes]:
     )
 
 
+_ALIVE = (threading.Thread, subprocess.Popen)
+
+
 class _Dill(dill.Pickler):  # type: ignore[misc] # dill is untyped
     """dill, but for what it would carry as a dead copy of something alive here."""
 
+    dispatch = type(dill.Pickler.dispatch)(dill.Pickler.dispatch)
+
     def save(self, obj: Any, save_persistent_id: bool = True) -> None:  # noqa: FBT001, FBT002
-        if isinstance(obj, threading.Thread | subprocess.Popen) or _is_written(obj):
+        if isinstance(obj, _ALIVE) or _is_written(obj):
             raise TypeError(f"cannot pickle {type(obj).__name__!r} object")
         super().save(obj, save_persistent_id)
+
+
+def _save_lock(pickler: Any, lock: object) -> None:
+    # dill's own way gives a lock that is held for ever: always with an RLock, and with a Lock
+    # that somebody holds just now.
+    make = threading.RLock if isinstance(lock, type(threading.RLock())) else threading.Lock
+    pickler.save_reduce(make, (), obj=lock)
+
+
+_Dill.dispatch[type(threading.Lock())] = _save_lock
+_Dill.dispatch[type(threading.RLock())] = _save_lock
 
 
 def _is_written(value: Any) -> bool:
@@ -222,7 +238,7 @@ def _culprit(value: tuple[Any, dict[str, Any]]) -> str:
 def _search(name: str, value: Any, depth: int) -> str | None:
     if _travels(value):
         return None
-    if depth:
+    if depth and not isinstance(value, _ALIVE):
         for inner_name, inner in _parts(value):
             found = _search(f"{name} -> {inner_name}" if name else inner_name, inner, depth - 1)
             if found:

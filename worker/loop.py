@@ -58,7 +58,7 @@ class Desk:
         self.channel = channel
         self.claims = claims
         self._ledger = ledger
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._outbox: list[bytes] = []
         self._outbox_bytes = 0
         self._flushed = 0.0
@@ -106,10 +106,10 @@ class Desk:
         except LocalProtocolError as error:
             refusal: SoloistError = ResultNotSerializable(f"the result cannot be sent: {error}")
         else:
-            if len(payload) <= self._max_bytes:
+            if len(payload) <= self.max_bytes:
                 return payload
             refusal = PayloadTooLarge(
-                f"the result has {len(payload):,} bytes, the limit is {self._max_bytes:,}; raise "
+                f"the result has {len(payload):,} bytes, the limit is {self.max_bytes:,}; raise "
                 "max_payload_bytes or return a reference to the data"
             )
         return codec.encode(Failure(outcome.lease, outcome.duration_s, to_info(refusal)))
@@ -209,7 +209,11 @@ class _AsyncLoop:
         self._drain()
 
     def _streamer(self, lease: int) -> Callable[[bytes], None]:
-        return lambda data: self._send(Streamed(lease, data))
+        def send(data: bytes) -> None:
+            if len(data) <= self._desk.max_bytes:  # else the answer is refused as a whole
+                self._send(Streamed(lease, data))
+
+        return send
 
     def _send(self, message: WireMessage) -> None:
         self._desk.flush()

@@ -67,9 +67,7 @@ class FakeWorker:
         self.delivered = 0  # how many of them were sent
 
     def load(self, is_interruptible=True):
-        self.world.pool.loaded(
-            self.number, 1000 + self.number, is_interruptible=is_interruptible
-        )
+        self.world.pool.loaded(self.number, 1000 + self.number, is_interruptible=is_interruptible)
         return self
 
     def ready(self):
@@ -101,9 +99,7 @@ class FakeWorker:
         return self.say(*outcomes)
 
     def say(self, *outcomes):
-        return self.world.execute(
-            self.world.pool.answered(self.number, outcomes, self.world.now)
-        )
+        return self.world.execute(self.world.pool.answered(self.number, outcomes, self.world.now))
 
     def answer(self, duration_s=1.0, error=None):
         """Run the next lease to its end and deliver it."""
@@ -293,7 +289,9 @@ class TestAssignment:
         actions = world.decide()
         assert kinds(actions) == ["Spawn", "Dispatch"]
         assert actions[1].run.leases[0].number == first.lease
-        assert repr(world.pool) == "<Pool 1 queued, [<Worker 0.1 ready 1>, <Worker 1.1 starting 0>]>"
+        assert (
+            repr(world.pool) == "<Pool 1 queued, [<Worker 0.1 ready 1>, <Worker 1.1 starting 0>]>"
+        )
 
     def test_without_an_idle_worker_another_is_started_for_each_that_waits(self):  # 2
         world = World(size=8)
@@ -1011,7 +1009,10 @@ class TestLateReplies:
         worker.answer(FAST_S)
         first, second, third = (world.outcome(r) for r in requests)
         assert isinstance(second, ClientError)
-        assert (first.text, third.text) == (f"answer {requests[0].index}", f"answer {requests[2].index}")
+        assert (first.text, third.text) == (
+            f"answer {requests[0].index}",
+            f"answer {requests[2].index}",
+        )
 
 
 class TestBroken:
@@ -1030,7 +1031,7 @@ class TestBroken:
 
     def test_with_another_client_that_works_they_wait_for_that(self):
         world = World(size=2)
-        (good, bad) = world.up(1) + [None]
+        (good,) = world.up(1)
         world.submit(2)
         world.decide()
         bad = world.workers[1].load()
@@ -1360,8 +1361,8 @@ class PoolWalk(RuleBasedStateMachine):
     def pick(self, data, can):
         return data.draw(st.sampled_from(self.workers(can)))
 
-    def any_worker(can):  # noqa: N805 - a precondition for the rules below
-        return precondition(lambda self: any(map(lambda w: can(self, w), self.workers(bool))))
+    def any_worker(can):  # a precondition for the rules below
+        return precondition(lambda self: any(can(self, w) for w in self.workers(bool)))
 
     @rule(count=st.integers(1, 5), timeout_s=st.none() | st.sampled_from([0.001, 0.02, 1.0]))
     def submit(self, count, timeout_s):
@@ -1420,6 +1421,23 @@ class PoolWalk(RuleBasedStateMachine):
         worker = self.pick(data, lambda w: not w.is_stuck and (w.pipe or w.running is not None))
         while worker.running is not None or worker.claim() is not None:
             worker.finish(FAST_S)
+
+    @any_worker(lambda self, w: len(w.pipe) > 1 and w.running is None)
+    @rule(data=st.data(), how=st.sampled_from(["until interrupted", "for ever"]))
+    def rush_and_stick(self, data, how):
+        """It gets stuck in its last one, and nobody has heard of the others yet."""
+        worker = self.pick(data, lambda w: len(w.pipe) > 1 and w.running is None)
+        while worker.claim() is not None and worker.pipe:
+            worker.finish(FAST_S)
+        worker.is_stuck = how
+
+    @any_worker(lambda self, w: w.running is not None and w.delivered < len(w.ledger))
+    @rule(data=st.data(), is_of_all=st.booleans())
+    def cancel_what_it_holds(self, data, is_of_all):
+        worker = self.pick(data, lambda w: w.running is not None and w.delivered < len(w.ledger))
+        held = list(self.world.pool.workers[worker.number].leases)
+        for request in held if is_of_all else [worker.leases[worker.running]]:
+            self.world.cancel(request)
 
     @any_worker(lambda self, w: w.delivered < len(w.ledger))
     @rule(data=st.data())

@@ -589,9 +589,25 @@ class TestInterrupt:
         assert not any(entry.startswith("interrupt") for entry in log)
         assert text(second) == "b"
 
-    @pytest.mark.parametrize(
-        "error", [RuntimeError("not now"), asyncio.CancelledError()], ids=repr
-    )
+    def test_one_between_turns_does_not_keep_the_next_from_its_own(self):
+        async def scene():
+            wait = Wait()
+
+            async def end(client):
+                wait.gate.set()
+
+            world = World([result()], [wait, result()], interrupt=end)
+            await world.host.connect()
+            await world.ask("a")
+            world.host.interrupt()
+            turn = asyncio.ensure_future(world.ask("long"))
+            await wait.begun.wait()
+            world.host.interrupt()
+            return await turn
+
+        assert text(run(scene())) == "done"
+
+    @pytest.mark.parametrize("error", [RuntimeError("not now"), asyncio.CancelledError()], ids=repr)
     def test_one_that_raises_is_tried_again(self, error):
         async def scene():
             wait = Wait()

@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import contextlib
 import os
 
 import pytest
@@ -74,10 +75,8 @@ class FakeChannel:
         return self.inbox.popleft()
 
     def receive_nowait(self):
-        try:
+        with contextlib.suppress(BlockingIOError):
             os.read(self._readable, 4096)
-        except BlockingIOError:
-            pass
         return self.inbox.popleft() if self.inbox else None
 
     def send(self, message):
@@ -101,9 +100,7 @@ class Office:
         self.channel = FakeChannel()
         self.shared = supervisor_ledger.Ledger()
         self.claims = Claims(self.shared.grants_r)
-        self.desk = loop.Desk(
-            self.channel, self.claims, Ledger(self.shared.outcomes), max_bytes
-        )
+        self.desk = loop.Desk(self.channel, self.claims, Ledger(self.shared.outcomes), max_bytes)
         self.next = 1
 
     def run(self, *prompts, acked=0, is_streamed=False):
@@ -135,6 +132,14 @@ def text_of(outcome):
 @pytest.fixture
 def office():
     office = Office()
+    yield office
+    office.close()
+
+
+@pytest.fixture
+def strict():
+    """An office whose results may have 1,000 bytes."""
+    office = Office(max_bytes=1000)
     yield office
     office.close()
 
@@ -211,25 +216,22 @@ class TestDesk:
         self.reply(office, 1, "x" * loop.FLUSH_BYTES)
         assert office.channel.sends == [1]
 
-    def test_a_result_over_the_limit_is_an_error_that_says_so(self, office):
-        office.desk._max_bytes = 1000
-        self.claim(office, "a")
-        office.claims.claim()
-        self.reply(office, 1, "x" * 1001)
-        (failure,) = office.outcomes
+    def test_a_result_over_the_limit_is_an_error_that_says_so(self, strict):
+        self.claim(strict, "a")
+        strict.claims.claim()
+        self.reply(strict, 1, "x" * 1001)
+        (failure,) = strict.outcomes
         error = from_info(failure.error)
         assert isinstance(error, PayloadTooLarge)
         assert "max_payload_bytes" in str(error)
         assert error.started is None
-        assert office.shared.read() == [failure]
+        assert strict.shared.read() == [failure]
 
-    @pytest.mark.parametrize("limit", [1, 1000])
-    def test_an_error_is_passed_on_whatever_the_limit(self, office, limit):
-        office.desk._max_bytes = limit
-        self.claim(office, "a")
-        office.claims.claim()
-        office.desk.fail(1, 0.1, ClientError("the reason " * 200))
-        (error,) = office.texts
+    def test_an_error_is_passed_on_whatever_the_limit(self, strict):
+        self.claim(strict, "a")
+        strict.claims.claim()
+        strict.desk.fail(1, 0.1, ClientError("the reason " * 200))
+        (error,) = strict.texts
         assert type(error) is ClientError
         assert "the reason" in str(error)
 
@@ -524,7 +526,7 @@ class TestAsync:
             office.shared.take_back()
             late = office.run("late")
             office.channel.put(gone)
-            while office.claims._claimed is None:
+            while office.claims._claimed is None:  # noqa: ASYNC110 - it has no event for that
                 await asyncio.sleep(0)
             assert office.shared.take_back() == [], "it counts as begun"
             office.channel.put(late, Interrupt(2))
@@ -667,19 +669,20 @@ class TestAsync:
         is_well, _ = serve(office, scene)
         assert is_well is True
 
-    def test_an_oversized_streamed_message_does_not_leave_the_worker(self, office):
+    def test_an_oversized_streamed_message_does_not_leave_the_worker(self, strict):
         """The supervisor's socket would close the connection on it."""
-        office.desk._max_bytes = 1000
 
         async def scene(client):
-            news = News(office)
-            office.channel.put(office.run("x" * 500, "y" * 5000, is_streamed=True))
+            news = News(strict)
+            strict.channel.put(strict.run("x" * 500, "y" * 5000, is_streamed=True))
             await news.outcomes(2)
-            office.channel.put(Stop())
+            strict.channel.put(Stop())
 
-        serve(office, scene)
-        assert isinstance(office.texts[1], PayloadTooLarge)
-        assert max(len(m.message) for m in office.channel.sent if type(m) is Streamed) <= 1000
+        serve(strict, scene)
+        assert isinstance(strict.texts[1], PayloadTooLarge)
+        streamed = [len(m.message) for m in strict.channel.sent if type(m) is Streamed]
+        assert len(streamed) >= 2
+        assert max(streamed) <= 1000
 
     def test_a_message_that_no_worker_gets_is_a_defect_that_shows(self, office):
         worker = loop._AsyncLoop(office.desk, None)
