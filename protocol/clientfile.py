@@ -7,7 +7,9 @@ folder that only its user may enter; nothing received over the network ever come
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import msgpack
 
@@ -31,6 +33,11 @@ def pack(client: ClientFile) -> bytes:
     """Give the file's bytes."""
     data: bytes = msgpack.packb(tuple(client), use_bin_type=True)
     return data
+
+
+def cached(function: Callable[..., Any], maxsize: int | None, typed: bool) -> Any:  # noqa: FBT001
+    """Wrap a function of the user's as ``functools.lru_cache`` did; what a worker unpickles."""
+    return functools.lru_cache(maxsize, typed)(function)
 
 
 def unpack(data: bytes) -> ClientFile:

@@ -93,6 +93,9 @@ class InvalidOptions(SoloistError, ValueError):
 
     code = "invalid_options"
 
+    def __init__(self, message: str = "", *, started: bool | None = False) -> None:
+        super().__init__(message, started=started)
+
 
 class InvalidPrompt(SoloistError, TypeError):
     """A prompt is neither a ``str`` nor a list of content blocks, or cannot be encoded."""

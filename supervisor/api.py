@@ -44,6 +44,7 @@ Isolation = Literal["prompt", "worker"]
 _PULL_S = 0.001
 """How long input is pulled while a finished result waits to be yielded."""
 _EXIT_WAIT_S = 15.0
+_HELPER_STOP_S = 3.0
 
 _open_reactors: weakref.WeakSet[Reactor] = weakref.WeakSet()
 
@@ -110,6 +111,8 @@ class Supervisor:
         if isolation not in {"prompt", "worker"}:
             raise InvalidOptions(f'isolation is "prompt" or "worker", not {isolation!r}')
         limits.check_counts(size=size, max_pending=max_pending, max_payload_bytes=max_payload_bytes)
+        if max_restarts is not None:
+            limits.check_counts(max_restarts=max_restarts)
         limits.check_seconds(
             timeout_s=timeout_s,
             interrupt_grace_s=interrupt_grace_s,
@@ -236,8 +239,10 @@ class Supervisor:
         Raises:
             QueueFull: ``max_pending`` requests have no outcome yet.
             InvalidPrompt, PayloadTooLarge: the prompt cannot be sent.
-            SupervisorClosed: closed, or draining.
+            InvalidOptions: ``timeout_s`` is no number of seconds.
+            SupervisorClosed: closed. While draining it is the future that fails so.
         """
+        limits.check_seconds(timeout_s=timeout_s)
         if len(self._pending) >= self._max_pending:
             raise QueueFull(f"{self._max_pending:,} requests wait already (max_pending)")
         future = RequestFuture(self._cancel, self._dispatcher, self._pending, self)
@@ -262,6 +267,7 @@ class Supervisor:
         """
         if self._isolation != "prompt":
             raise InvalidOptions('query begins a new conversation: it needs isolation="prompt"')
+        limits.check_seconds(timeout_s=timeout_s)
         codec.encode_prompt(prompt, self._max_payload_bytes)
         return self._read(prompt, timeout_s)
 
@@ -372,13 +378,13 @@ class Supervisor:
         """Pull prompts, hand them over, yield finished requests; cancel the rest at the end."""
         limits.check_seconds(timeout_s=timeout_s, total_timeout_s=total_timeout_s)
         deadline = None if total_timeout_s is None else time.monotonic() + total_timeout_s
-        pull = _Puller(self, window, prompts, timeout_s)
+        pull = _Puller(self, window, prompts, timeout_s, deadline)
         try:
             while True:
                 pull.fill()
                 if not len(window):
                     return
-                if not window.wait(deadline):
+                if _is_over(deadline) or not window.wait(deadline):
                     raise RequestTimeout(f"the call took longer than {total_timeout_s:g} s")
                 if window.has_failed() and window.first_error is not None:
                     raise _error_of(window.first_error)
@@ -413,7 +419,9 @@ class _Puller:
         window: Window,
         prompts: Iterable[Prompt],
         timeout_s: float | None,
+        deadline: float | None,
     ) -> None:
+        self._deadline = deadline
         self._supervisor = supervisor
         self._window = window
         self._prompts = enumerate(prompts)
@@ -425,7 +433,7 @@ class _Puller:
         if self._is_exhausted or not self._window.has_room():
             return
         until = time.monotonic() + _PULL_S
-        while self._window.has_room():
+        while self._window.has_room() and not _is_over(self._deadline):
             entry = next(self._prompts, None)
             if entry is None:
                 self._is_exhausted = True
@@ -445,6 +453,10 @@ class _Puller:
             return
         window.put(request)
         self._supervisor._reactor.submit((request,))  # noqa: SLF001
+
+
+def _is_over(deadline: float | None) -> bool:
+    return deadline is not None and time.monotonic() >= deadline
 
 
 def _result_or_error(request: Request) -> Result | SoloistError:
@@ -480,20 +492,25 @@ def _start(
         forkserver = Forkserver(
             folder.path, ["soloist.worker.main", *client.preload, *preload], os.environ
         )
-        forkserver.ensure_running()
     except BaseException:
         folder.remove()
         raise
-    reactor = Reactor(
-        pool,
-        folder,
-        forkserver,
-        isolation=isolation,
-        max_payload_bytes=max_payload_bytes,
-        interrupt_grace_s=interrupt_grace_s,
-    )
-    reactor.start()
+    try:
+        forkserver.ensure_running()
+        reactor = Reactor(
+            pool,
+            folder,
+            forkserver,
+            isolation=isolation,
+            max_payload_bytes=max_payload_bytes,
+            interrupt_grace_s=interrupt_grace_s,
+        )
+    except BaseException:
+        forkserver.stop(_HELPER_STOP_S)
+        folder.remove()
+        raise
     _open_reactors.add(reactor)
+    reactor.start()
     return reactor
 
 
@@ -512,7 +529,7 @@ def _forgotten(reactor: Reactor, dispatcher: Dispatcher) -> None:
 
 @atexit.register
 def _close_all() -> None:
-    reactors = list(_open_reactors)
+    reactors = [reactor for reactor in _open_reactors if not reactor.is_closed.is_set()]
     for reactor in reactors:
         reactor.close(0.0)
     deadline = time.monotonic() + _EXIT_WAIT_S
@@ -521,8 +538,9 @@ def _close_all() -> None:
 
 
 def _disown_all() -> None:
-    for reactor in _open_reactors:
-        reactor.disown()
+    for reactor in list(_open_reactors):
+        if not reactor.is_closed.is_set():
+            reactor.disown()
     _open_reactors.clear()
 
 

@@ -9,6 +9,7 @@ Callbacks run on a dispatcher thread, never on the I/O thread.
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from soloist.protocol.transitions import RequestState
 from soloist.supervisor.request import Request
 from soloist.supervisor.results import Result
 
+log = logging.getLogger("soloist.supervisor")
+
 
 class Dispatcher:
     """Runs callbacks one after another on one thread, started when first needed."""
@@ -27,25 +30,34 @@ class Dispatcher:
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._is_closed = False
 
     def call(self, function: Callable[[], None]) -> None:
-        """Have ``function`` called soon; it must not raise."""
-        self._calls.put(function)
-        if self._thread is None:
-            with self._lock:
-                if self._thread is None:
-                    self._thread = threading.Thread(
-                        target=self._run, name="soloist-callbacks", daemon=True
-                    )
-                    self._thread.start()
+        """Have ``function`` called soon; after ``close``, too, so that none is lost."""
+        with self._lock:
+            self._calls.put(function)
+            if self._is_closed:
+                self._calls.put(None)
+            if self._thread is None or self._is_closed:
+                self._thread = threading.Thread(
+                    target=self._run, name="soloist-callbacks", daemon=True
+                )
+                self._thread.start()
 
     def close(self) -> None:
         """End the thread once everything handed in so far has run."""
-        self._calls.put(None)
+        with self._lock:
+            if not self._is_closed:
+                self._is_closed = True
+                self._calls.put(None)
 
     def _run(self) -> None:
         while (function := self._calls.get()) is not None:
-            function()
+            try:
+                function()
+            except BaseException:
+                # Future swallows an Exception itself; sys.exit() must not end all callbacks.
+                log.exception("a callback of a future ended its thread's turn")
 
 
 class RequestFuture(Future[Result]):
@@ -105,8 +117,9 @@ class RequestFuture(Future[Result]):
                 self.set_result(Result(request, outcome))
             else:
                 self.set_exception(outcome)
-        except InvalidStateError:  # its caller has cancelled it, and now the worker is free
-            self.set_running_or_notify_cancel()
+        except InvalidStateError:
+            if self.cancelled():  # and now the worker is free
+                self.set_running_or_notify_cancel()
 
     def stream(self, request: Request, message: bytes) -> bool:
         """A future takes no parts."""

@@ -285,6 +285,15 @@ class Pool:
             return []
         return self._fail_queue(type(error), str(error), error)
 
+    def spawn_failed(self, number: int, error: SoloistError, now: float) -> list[Action]:
+        """The system refused to start the process; if there is no other, who waits is told."""
+        worker = self.workers[number]
+        worker.advance(WorkerEvent.BROKEN)
+        worker.broken = self._last_failure = error
+        is_last = len(self.workers) == 1
+        actions = self._fail_queue(type(error), str(error), error) if is_last else []
+        return actions + self.exited(number, None, (), now)
+
     def answered(
         self, number: int, outcomes: Iterable[Answer | Failure], now: float
     ) -> list[Action]:
@@ -375,11 +384,12 @@ class Pool:
         if now >= self._inspect_at and (silent := self._inspect(now)):  # 4
             return silent
         if not self._queued:
+            self._spawn_at = math.inf
             return []
         runs: dict[int, list[Lease]] = {}
         while self._queued and self._idle:  # 1
-            _, worker = self._idle.popitem()
-            self._lease(worker, 1, runs, now)
+            # The one that is idle the longest: its client had the time to begin anew.
+            self._lease(next(iter(self._idle.values())), 1, runs, now)
         actions: list[Action] = []
         if self._queued:  # 2
             actions += self._spawn(now)
@@ -531,7 +541,8 @@ class Pool:
         if depth != self._depth:
             self._depth = depth
             for worker in self.workers.values():
-                self._file(worker)
+                if worker.leases:
+                    self._file(worker)
 
     def _interrupt(self, worker: Worker, request: Request, now: float) -> list[Action]:
         if worker.state is not WorkerState.READY or request.lease <= worker.interrupted:

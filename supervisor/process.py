@@ -45,6 +45,9 @@ _PREFIX = "soloist-"
 _MAX_IPC_PATH = 107
 _START_S = 60.0
 """How long the helper may take to import its preloads."""
+_FORK_S = 10.0
+"""How long the helper may take to fork."""
+_HELPER_END_S = 1.0
 _RETRY_S = 1.0
 """How long a start is tried again after the helper has died."""
 _EXITCODE_WAIT_MS = 20
@@ -93,7 +96,9 @@ class RunFolder:
 
     def disown(self) -> None:
         """Give up the lock, for this process or, in a forked copy, for the copy alone."""
-        os.close(self._lock)
+        lock, self._lock = self._lock, -1
+        if lock >= 0:
+            os.close(lock)
 
 
 class Forkserver(mp_forkserver.ForkServer):  # type: ignore[misc] # multiprocess is untyped
@@ -116,6 +121,8 @@ class Forkserver(mp_forkserver.ForkServer):  # type: ignore[misc] # multiprocess
         self._guard: subprocess.Popen[bytes] | None = None
         self._alive_w = -1
         self._starts = 0
+        self._changes = threading.RLock()  # stop() may come while ensure_running() is at work
+        self._is_stopped = False
         self.pid = 0
 
     def ensure_running(self) -> None:
@@ -124,33 +131,37 @@ class Forkserver(mp_forkserver.ForkServer):  # type: ignore[misc] # multiprocess
         Raises:
             SoloistError: a preload cannot be imported; the message names it.
         """
-        if self._guard is not None:
-            if self._guard.poll() is None:
-                return
-            os.close(self._alive_w)
+        with self._changes:
+            if self._is_stopped:
+                raise SupervisorClosed("the Supervisor is closed", started=False)
+            if self._guard is not None:
+                if self._guard.poll() is None:
+                    return
+                self._let_go()
+            self._start_helper()
+
+    def _start_helper(self) -> None:
         self._starts += 1
         address = str(self._run_dir / f"forks{self._starts}")
-        alive_r, self._alive_w = os.pipe()
-        report_r, report_w = os.pipe()
-        try:
-            with socket.socket(socket.AF_UNIX) as listener:
-                listener.bind(address)
-                listener.listen(128)
-                self._guard = self._start(listener.fileno(), alive_r, report_w)
-        finally:
-            os.close(alive_r)
-            os.close(report_w)
-        with os.fdopen(report_r, "rb") as report:
+        with contextlib.ExitStack() as ends, socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(address)
+            listener.listen(128)
+            alive_r, self._alive_w = os.pipe()
+            ends.callback(os.close, alive_r)
+            report_r, report_w = os.pipe()
+            report = ends.enter_context(os.fdopen(report_r, "rb"))
+            with os.fdopen(report_w, "wb") as writer:
+                self._guard = self._start(listener.fileno(), alive_r, writer.fileno())
             self.pid = self._read_report(report)
         self._forkserver_address = address
 
     def connect_to_new_process(self, fds: list[int]) -> tuple[int, int]:
         """Fork a process that inherits ``fds``: ``(status pipe, data pipe)``.
 
-        Unlike the stock one it passes on neither the pipe that keeps the helper alive, so that
-        the helper's life depends on the supervisor alone, nor a resource tracker's.
+        The helper must run: see ``ensure_running``. Unlike the stock one it passes on neither the
+        pipe that keeps the helper alive, so that the helper's life depends on the supervisor
+        alone, nor a resource tracker's.
         """
-        self.ensure_running()
         parent_r, child_w = os.pipe()
         child_r, parent_w = os.pipe()
         try:
@@ -167,24 +178,34 @@ class Forkserver(mp_forkserver.ForkServer):  # type: ignore[misc] # multiprocess
         return parent_r, parent_w
 
     def stop(self, timeout_s: float) -> None:
-        """End the helper; its guards end whatever is left below it."""
-        if self._guard is None:
+        """End the helper for good; its guards end whatever is left below it."""
+        self._is_stopped = True
+        self._end_helper(timeout_s)
+
+    def _end_helper(self, timeout_s: float) -> None:
+        guard = self._guard
+        if guard is None or guard.returncode is not None:
+            self._let_go()
             return
-        os.close(self._alive_w)
-        self._guard.terminate()  # a guard that is told cleans up
+        guard.terminate()  # a guard that is told cleans up
         try:
-            self._guard.wait(timeout_s)
+            guard.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            self._guard.kill()
-            self._guard.wait()
-        self._guard = None
+            guard.kill()
+            guard.wait()
+        self._let_go()
 
     def disown(self) -> None:
         """Forget the helper in a forked copy of this process."""
+        self._is_stopped = True
         if self._guard is not None:
-            os.close(self._alive_w)
             self._guard.returncode = 0  # not this process's child
-            self._guard = None
+        self._let_go()
+
+    def _let_go(self) -> None:
+        alive_w, self._alive_w = self._alive_w, -1
+        if alive_w >= 0:
+            os.close(alive_w)
 
     def _start(self, listener: int, alive: int, report: int) -> subprocess.Popen[bytes]:
         code = _CODE.format(
@@ -200,21 +221,24 @@ class Forkserver(mp_forkserver.ForkServer):  # type: ignore[misc] # multiprocess
         return subprocess.Popen(  # noqa: S603 - our own interpreter and our own code
             [sys.executable, *flags, "-c", code],
             stdin=subprocess.DEVNULL,
-            stdout=2,  # a worker's print() must not mix with the user's own output
+            # A worker's print() must not mix with the user's own output.
+            stdout=subprocess.DEVNULL if sys.__stderr__ is None else 2,
+            stderr=subprocess.DEVNULL if sys.__stderr__ is None else None,
             pass_fds=(listener, alive, report),
             env=self._environment,
         )
 
     def _read_report(self, report: io.BufferedReader) -> int:
-        if not _is_readable_within(report.fileno(), _START_S):
-            self.stop(1.0)
-            raise ClientConnectError(
-                f"the spawning helper imported its preloads for over {_START_S:g} s"
-            )
-        data = report.read()
+        if self._is_stopped:  # meanwhile, on another thread
+            self._end_helper(_HELPER_END_S)
+        is_late = not _is_readable_within(report.fileno(), _START_S)
+        # One line, not all: a fork of the user's may hold the other end for long.
+        data = b"" if is_late else report.readline()
         answer = json.loads(data) if data else {"error": "it ended before it was ready"}
+        if is_late:
+            answer = {"error": f"it imported its preloads for over {_START_S:g} s"}
         if "error" in answer:
-            self.stop(1.0)
+            self._end_helper(_HELPER_END_S)
             raise ClientConnectError(f"the spawning helper cannot start: {answer['error']}")
         return int(answer["pid"])
 
@@ -329,11 +353,11 @@ class Spawner:
 
     def _start(self, number: int, incarnation: int) -> WorkerProcess:
         """Fork one worker; after the helper's death again until a new one answers."""
-        if self._is_closed:
-            raise SupervisorClosed("the Supervisor is closed", started=False)
         deadline = time.monotonic() + _RETRY_S
         pause = threading.Event()
         while True:
+            if self._is_closed:
+                raise SupervisorClosed("the Supervisor is closed", started=False)
             try:
                 return self._fork(number, incarnation)
             except (EOFError, BrokenPipeError, ConnectionError, FileNotFoundError):
@@ -347,18 +371,21 @@ class Spawner:
         # No path to a main module here: a worker never imports the user's.
         reduction.dump({"name": f"soloist-worker-{number}"}, buffer)
         reduction.dump(self._config(number, incarnation), buffer)
-        ledger = Ledger()
-        try:
+        with contextlib.ExitStack() as undo:
+            ledger = Ledger()
+            undo.callback(ledger.close)
             status, data = self._forkserver.connect_to_new_process(
                 [ledger.grants_r, ledger.outcomes]
             )
+            undo.callback(os.close, status)
             with os.fdopen(data, "wb") as pipe:
                 pipe.write(buffer.getbuffer())
+            if not _is_readable_within(status, _FORK_S):
+                raise ConnectionError(f"the spawning helper forked nothing for {_FORK_S:g} s")
             pid = mp_forkserver.read_signed(status)
-        except BaseException:
-            ledger.close()
-            raise
-        return WorkerProcess(number, incarnation, pid, status, ledger)
+            process = WorkerProcess(number, incarnation, pid, status, ledger)
+            undo.pop_all()
+        return process
 
     def _config(self, number: int, incarnation: int) -> worker_main.WorkerConfig:
         return worker_main.WorkerConfig(

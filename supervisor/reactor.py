@@ -10,9 +10,9 @@ said, on the channel and in its ledger, has been read.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
-import math
 import os
 import selectors
 import signal
@@ -55,6 +55,7 @@ from soloist.supervisor.shutdown import Phase, Shutdown
 
 log = logging.getLogger("soloist.supervisor")
 
+_LONGEST_SLEEP_S = 3600.0  # epoll counts in milliseconds, in 32 bits
 _HELPER_STOP_S = 3.0
 _FRAME_ROOM_BYTES = 1024 * 1024
 """What may stand in one frame beside an answer of the largest size: smaller ones, envelopes."""
@@ -104,6 +105,7 @@ class Reactor:
         self._counts = {"answered": 0, "failed": 0, "cancelled": 0}
         self._first_worker: Future[None] = Future()
         self._is_forked = False
+        self._ends = contextlib.ExitStack()
         self.is_closed = threading.Event()
         self._handlers: dict[type, Callable[[Any], None]] = {
             Dispatch: self._do_dispatch,
@@ -159,6 +161,11 @@ class Reactor:
         """Take no more requests; the future is done when all have their outcome."""
         idle: Future[None] = Future()
         self._post(lambda: self._drain(idle))
+        if self.is_closed.is_set():
+            if self._is_forked:
+                idle.set_result(None)
+            else:
+                self._refuse_rest()
         return idle
 
     def close(self, drain_s: float | None, *, at_least: Phase = Phase.DRAIN) -> None:
@@ -198,9 +205,33 @@ class Reactor:
     # -- the thread ------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        try:
+            with self._ends:
+                try:
+                    self._open()
+                    while not self._is_over():
+                        self._turn()
+                except Exception as error:
+                    log.exception("the I/O thread failed; everything is being ended")
+                    self._give_up(error)
+        except Exception:
+            log.exception("the I/O thread could not clean up everything")
+        finally:
+            self._after_the_end()
+
+    def _open(self) -> None:
+        """Open what the thread owns; what is opened first is closed last, also after a failure."""
+        ends = self._ends
+        ends.callback(self._folder.remove)
+        ends.callback(self._forkserver.stop, _HELPER_STOP_S)
         self._channel = Channel(
             self._folder.endpoint, max_bytes=self._max_payload_bytes + _FRAME_ROOM_BYTES
         )
+        ends.callback(self._channel.close)
+        self._selector = ends.enter_context(selectors.DefaultSelector())
+        self._selector.register(self._wake_r, selectors.EVENT_READ)
+        self._selector.register(self._channel.fileno(), selectors.EVENT_READ)
+        ends.callback(self._close_processes)
         self._spawner = Spawner(
             self._forkserver,
             self._folder,
@@ -209,17 +240,9 @@ class Reactor:
             on_spawned=lambda process: self._post(lambda: self._spawned(process)),
             on_failed=lambda *failure: self._post(lambda: self._spawn_failed(*failure)),
         )
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._wake_r, selectors.EVENT_READ)
-        self._selector.register(self._channel.fileno(), selectors.EVENT_READ)
-        try:
-            while not self._is_over():
-                self._turn()
-        except BaseException:
-            log.exception("the I/O thread failed; everything is being ended")
-            raise
-        finally:
-            self._end()
+        ends.callback(self._spawner.join, _HELPER_STOP_S)
+        ends.callback(self._forkserver.stop, _HELPER_STOP_S)
+        ends.callback(self._spawner.close)
 
     def _turn(self) -> None:
         """One turn: take in what there is, decide, then sleep until there is more."""
@@ -243,11 +266,11 @@ class Reactor:
     def _is_over(self) -> bool:
         return self._shutdown is not None and self._shutdown.phase is Phase.DONE
 
-    def _timeout(self) -> float | None:
+    def _timeout(self) -> float:
         due = self._pool.next_deadline()
         if self._shutdown is not None:
             due = min(due, self._shutdown.deadline())
-        return None if due == math.inf else max(0.0, due - time.monotonic())
+        return min(_LONGEST_SLEEP_S, max(0.0, due - time.monotonic()))
 
     def _take_inbox(self) -> None:
         inbox = self._inbox
@@ -366,6 +389,10 @@ class Reactor:
 
     def _spawned(self, process: WorkerProcess) -> None:
         number = process.number
+        if self.is_closed.is_set():
+            process.signal(signal.SIGKILL)
+            process.close()
+            return
         self._processes[number] = process
         self._selector.register(process.fileno(), selectors.EVENT_READ, process)
         if self._shutdown is not None and self._shutdown.phase >= Phase.STOP:
@@ -374,10 +401,12 @@ class Reactor:
 
     def _spawn_failed(self, number: int, incarnation: int, error: SoloistError) -> None:
         del incarnation
+        self._early.pop(number, None)
+        if self.is_closed.is_set():
+            return
         log.warning("worker %d could not be started: %s", number, error)
         self._first_worker_is(error)
-        self._execute(self._pool.broken(number, error))
-        self._execute(self._pool.exited(number, None, (), time.monotonic()))
+        self._execute(self._pool.spawn_failed(number, error, time.monotonic()))
 
     def _exited(self, process: WorkerProcess) -> None:
         """A worker's process has ended: read all it left, then let the pool decide."""
@@ -429,7 +458,10 @@ class Reactor:
 
     def _drain(self, idle: Future[None]) -> None:
         self._pool.close_intake("the Supervisor is draining and takes no more requests")
-        self._idle_waiters.append(idle)
+        if self.is_closed.is_set():
+            idle.set_result(None)
+        else:
+            self._idle_waiters.append(idle)
 
     def _close(self, drain_s: float | None, at_least: Phase) -> None:
         now = time.monotonic()
@@ -475,31 +507,42 @@ class Reactor:
 
     # -- the end ---------------------------------------------------------------------------------
 
-    def _end(self) -> None:
-        """Leave nothing behind, also if this thread failed."""
-        self._spawner.close()
-        self._forkserver.stop(_HELPER_STOP_S)
-        self._spawner.join(_HELPER_STOP_S)
-        self._first_worker_is(SupervisorClosed("the Supervisor is closed", started=False))
+    def _give_up(self, error: Exception) -> None:
+        """After a defect of this thread: everybody is told."""
+        reason = f"the I/O thread failed: {type(error).__name__}: {error}"
+        self._first_worker_is(SupervisorClosed(reason))
+        self._pool.close_intake(reason)
+        for action in self._pool.abort(time.monotonic()):
+            if isinstance(action, Settle):
+                self._do_settle(action)
+
+    def _close_processes(self) -> None:
         for process in self._processes.values():
             process.close()
-        self._selector.close()
-        self._channel.close()
-        self._folder.remove()
+
+    def _after_the_end(self) -> None:
+        """Tell everybody who may still wait."""
         self.is_closed.set()
-        self._refuse_rest()
+        self._first_worker_is(SupervisorClosed("the Supervisor is closed", started=False))
         for waiter in self._idle_waiters:
             waiter.set_result(None)
+        self._idle_waiters.clear()
+        self._refuse_rest()
+        self._wake_w, wake_w = -1, self._wake_w
         os.close(self._wake_r)
-        wake_w, self._wake_w = self._wake_w, -1
         os.close(wake_w)
 
     def _refuse_rest(self) -> None:
         """Settle what was handed over too late."""
         while self._inbox:
-            item = self._inbox.popleft()
+            try:
+                item = self._inbox.popleft()
+            except IndexError:  # another thread does the same
+                return
             if type(item) is Request:
-                closed = SupervisorClosed("the Supervisor is closed", started=False)
-                item.settle(closed)
-            else:
+                item.settle(SupervisorClosed("the Supervisor is closed", started=False))
+                continue
+            try:
                 item()  # type: ignore[operator]
+            except Exception:
+                log.exception("an order came too late")

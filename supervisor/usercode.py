@@ -168,7 +168,7 @@ def _bind(target: Any, prompt: list[str], options: Mapping[str, Any]) -> None:
 
 
 def _dump(value: tuple[Any, dict[str, Any]]) -> tuple[str, bytes]:
-    """Serialize by value: cloudpickle first, dill second (it carries locks and lru_cache)."""
+    """Serialize by value: cloudpickle first, dill second."""
     reasons: list[str] = []
     for name, dump in _PICKLERS:
         try:
@@ -181,6 +181,43 @@ def _dump(value: tuple[Any, dict[str, Any]]) -> tuple[str, bytes]:
         f"client instead of capturing it. ({'; '.join(reasons)})",
         started=False,
     )
+
+
+_LOCK, _RLOCK = type(threading.Lock()), type(threading.RLock())
+_CACHED = type(functools.lru_cache(_LOCK))
+
+
+class _CloudPickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle is untyped
+    """cloudpickle, and what it refuses or carries by a name that a worker cannot find.
+
+    A lock arrives free, a function's cache arrives empty: each worker has its own.
+    """
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, _LOCK):
+            return threading.Lock, ()
+        if isinstance(obj, _RLOCK):
+            return threading.RLock, ()
+        if isinstance(obj, _CACHED) and not _is_importable(obj):
+            parameters = obj.cache_parameters()
+            return clientfile.cached, (obj.__wrapped__, parameters["maxsize"], parameters["typed"])
+        return super().reducer_override(obj)
+
+
+def _is_importable(value: Any) -> bool:
+    """Whether a worker, which does not import the main module, finds it by its name."""
+    found: Any = sys.modules.get(value.__module__)
+    if found is None or value.__module__ == "__main__":
+        return False
+    for part in value.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is value
+
+
+def _cloudpickle_dumps(value: object) -> bytes:
+    buffer = io.BytesIO()
+    _CloudPickler(buffer).dump(value)
+    return buffer.getvalue()
 
 
 _ALIVE = (threading.Thread, subprocess.Popen)
@@ -223,7 +260,7 @@ def _dill_dumps(value: object) -> bytes:
 
 
 _PICKLERS: tuple[tuple[str, Callable[[object], bytes]], ...] = (
-    ("cloudpickle", cloudpickle.dumps),
+    ("cloudpickle", _cloudpickle_dumps),
     ("dill", _dill_dumps),
 )
 

@@ -165,7 +165,7 @@ def _reap() -> bool:
 
 
 def _kill(pid: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, number)  # noqa: TID251 - one of the two places that signal processes
 
 

@@ -16,6 +16,7 @@ from soloist.protocol import codec
 from soloist.protocol.errors import (
     LocalProtocolError,
     PayloadTooLarge,
+    RequestCancelled,
     ResultNotSerializable,
     SoloistError,
     to_info,
@@ -151,6 +152,7 @@ class _AsyncLoop:
         self._desk = desk
         self._host = host
         self._running = 0  # lease of the turn in flight
+        self._unwanted = 0  # highest lease whose interrupt came before its turn
         self._news = asyncio.Event()
         self._stopped = asyncio.Event()
 
@@ -190,8 +192,9 @@ class _AsyncLoop:
 
     async def _next(self) -> Lease:
         while (lease := self._desk.claims.claim()) is None:
-            self._desk.flush()
             self._news.clear()
+            self._desk.flush()
+            self._drain()  # the descriptor is edge-triggered: look again after every send
             await self._news.wait()
         return lease
 
@@ -200,6 +203,8 @@ class _AsyncLoop:
         started = time.monotonic()
         on_message = self._streamer(lease.number) if lease.is_streamed else None
         try:
+            if lease.number == self._unwanted:
+                raise RequestCancelled("it was cancelled before its turn began")
             prompt = codec.decode_prompt(lease.prompt)
             self._desk.reply(await self._host.turn(lease.number, prompt, on_message))
         except SoloistError as error:
@@ -229,6 +234,7 @@ class _AsyncLoop:
                 case Interrupt(lease):
                     if lease == self._running:
                         self._host.interrupt()
+                    self._unwanted = max(self._unwanted, lease)
                 case Stop():
                     self._stopped.set()
                 case _:

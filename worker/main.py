@@ -49,7 +49,7 @@ def serve_forks(
     guard.stand(run_dir, parent)
     error = _preload(preload)
     answer = {"error": error} if error else {"pid": os.getpid()}
-    os.write(report, json.dumps(answer).encode())
+    os.write(report, json.dumps(answer).encode() + b"\n")
     os.close(report)
     if error:
         sys.exit(1)

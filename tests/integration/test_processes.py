@@ -63,15 +63,22 @@ USER_CODE = """
     def with_everything(prompt):
         return f"{prompt} {is_even(10)} {Colour('red').name} {Point(3)} {Child().greet()}{SUFFIX}"
 
+    @functools.lru_cache
+    def fib(n):
+        return n if n < 2 else fib(n - 1) + fib(n - 2)
+
+    def with_a_cache(prompt):
+        return f"{prompt} {cached(4)} {fib(30)}"
+
     def with_a_lock(prompt):
         with LOCK:
-            return f"{prompt} {cached(4)}"
+            return f"{prompt} {cached(4)} {Colour('red').name}"
 
     async def coroutine(prompt):
         await asyncio.sleep(0)
         return f"{prompt} {SUFFIX}"
 
-    for client in (with_everything, with_a_lock, coroutine):
+    for client in (with_everything, with_a_cache, with_a_lock, coroutine):
         with Supervisor(size=1, client=client) as sup:
             print(sup.map(["p"])[0].text)
 """
@@ -96,7 +103,8 @@ class TestPrograms:
         done = run_python("script.py", cwd=tmp_path)
         assert done.stdout.splitlines() == [
             "p True RED Point(x=3) child of base!",
-            "p 8",
+            "p 8 832040",
+            "p 8 RED",
             "p !",
         ], done.stderr
 
@@ -111,9 +119,9 @@ class TestPrograms:
     def test_code_from_exec_as_in_a_notebook_arrives(self):
         cell = textwrap.dedent(USER_CODE)
         done = run_python("-c", f"exec({cell!r}, {{'__name__': '__main__'}})")
-        assert done.stdout.count("\n") == 3, done.stderr
+        assert done.stdout.count("\n") == 4, done.stderr
         done = run_python("-c", f"exec({cell!r}, {{'__name__': 'cell_1'}})")
-        assert done.stdout.count("\n") == 3, done.stderr
+        assert done.stdout.count("\n") == 4, done.stderr
 
     def test_modules_named_as_ours_beside_the_script_do_no_harm(self, tmp_path):
         for name in ("worker", "protocol", "supervisor", "guard", "channel"):

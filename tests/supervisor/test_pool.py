@@ -5,7 +5,7 @@ import itertools
 import math
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -154,9 +154,12 @@ class World:
     def decide(self):
         """One turn of the reactor; gives the actions in order."""
         begin = len(self.log)
-        self.run_to_end(lambda: self.pool.expire(self.now))
-        self.run_to_end(lambda: self.pool.assign(self.now))
-        return self.log[begin:]
+        for _ in range(3):
+            self.run_to_end(lambda: self.pool.expire(self.now))
+            self.run_to_end(lambda: self.pool.assign(self.now))
+            if self.pool.next_deadline() > self.now:
+                return self.log[begin:]
+        raise AssertionError("the reactor would spin")
 
     def run_to_end(self, decide):
         for _ in range(1000):
@@ -484,6 +487,25 @@ class TestRevokeOfTwoWorkers:
         waiting = [r for r in requests if r.state is RequestState.QUEUED]
         assert len(waiting) == 6
         assert list(world.pool._queue) == waiting
+
+    def test_however_often_they_went_to_and_fro(self):
+        """A request taken back may stand behind later ones at its next worker."""
+        world = World(size=2)
+        world.up(2)
+        world.learn(4)
+        early = world.submit(4)
+        world.decide()
+        for worker in world.workers.values():
+            worker.claim()
+        late = world.submit(4)
+        world.decide()
+        one = world.workers[0]
+        world.execute([Revoke(one.number)])
+        one.answer(FAST_S)
+        world.decide()
+        world.execute(world.pool.revoke_all())
+        waiting = [r for r in [*early, *late] if r.state is RequestState.QUEUED]
+        assert list(world.pool._queue) == waiting != []
 
 
 class TestSilence:
@@ -1180,6 +1202,16 @@ class TestNextDeadline:
         world.decide()
         assert world.pool.next_deadline() > world.now
 
+    def test_a_start_that_nobody_waits_for_any_more_wakes_nobody(self):
+        world = World()
+        (request,) = world.submit()
+        world.decide()
+        world.workers[0].die(1)
+        world.decide()
+        world.cancel(request)
+        world.tick(1.0)
+        assert world.pool.next_deadline() == math.inf
+
     def test_after_each_decision_it_lies_ahead(self):
         world = World(size=2)
         world.submit(3, timeout_s=1.0)
@@ -1554,7 +1586,10 @@ class PoolWalk(RuleBasedStateMachine):
 
 TestPoolWalk = PoolWalk.TestCase
 TestPoolWalk.settings = settings(
-    max_examples=150, stateful_step_count=60, deadline=None, print_blob=True
+    max_examples=150,
+    stateful_step_count=60,
+    deadline=None,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
 )
 
 
