@@ -635,10 +635,9 @@ class Pool:
         for request in waiting:
             request.advance(RequestEvent.REVOKE)
             request.attempts -= 1
-        is_mixed = self._queue and waiting and self._queue[0].order < waiting[-1].order
-        self._queue.extendleft(reversed(waiting))
-        if is_mixed:
-            self._queue = deque(sorted(self._queue, key=lambda request: request.order))
+        merged = [*waiting, *self._queue]
+        merged.sort(key=lambda request: request.order)  # two sorted runs: linear
+        self._queue = deque(merged)
         self._queued += len(waiting)
 
 

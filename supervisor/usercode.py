@@ -183,6 +183,8 @@ def _dump(value: tuple[Any, dict[str, Any]]) -> tuple[str, bytes]:
     )
 
 
+_ALIVE = (threading.Thread, subprocess.Popen)
+"""What a pickler would carry as a dead copy of something alive here."""
 _LOCK, _RLOCK = type(threading.Lock()), type(threading.RLock())
 _CACHED = type(functools.lru_cache(_LOCK))
 
@@ -194,6 +196,8 @@ class _CloudPickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle is
     """
 
     def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, _ALIVE):
+            raise TypeError(f"cannot pickle {type(obj).__name__!r} object")
         if isinstance(obj, _LOCK):
             return threading.Lock, ()
         if isinstance(obj, _RLOCK):
@@ -218,9 +222,6 @@ def _cloudpickle_dumps(value: object) -> bytes:
     buffer = io.BytesIO()
     _CloudPickler(buffer).dump(value)
     return buffer.getvalue()
-
-
-_ALIVE = (threading.Thread, subprocess.Popen)
 
 
 class _Dill(dill.Pickler):  # type: ignore[misc] # dill is untyped

@@ -107,7 +107,7 @@ class Desk:
         except LocalProtocolError as error:
             refusal: SoloistError = ResultNotSerializable(f"the result cannot be sent: {error}")
         else:
-            if len(payload) <= self.max_bytes:
+            if len(payload) <= self.max_bytes or isinstance(outcome, Failure):
                 return payload
             refusal = PayloadTooLarge(
                 f"the result has {len(payload):,} bytes, the limit is {self.max_bytes:,}; raise "

@@ -66,6 +66,7 @@ class TestHierarchy:
     def test_errors_before_the_start_say_so(self):
         never_started = {cls for cls in LEAVES if cls("x").started is False}
         assert never_started == {
+            errors.InvalidOptions,
             errors.InvalidPrompt,
             errors.RestartLimitReached,
             errors.QueueFull,

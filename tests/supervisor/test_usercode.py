@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import weakref
 
 import pytest
 
@@ -477,9 +478,10 @@ class TestTravel:
 
     def test_cloudpickle_is_tried_first_and_dill_carries_the_rest(self):
         names = main_module(SCRIPT)
-        assert stored(names["with_enum"]).pickler == "cloudpickle"
-        assert stored(names["with_lock"]).pickler == "dill"
-        assert stored(names["with_cached"]).pickler == "dill"
+        for name in ("with_enum", "with_lock", "with_cached"):
+            assert stored(names[name]).pickler == "cloudpickle"
+        known = weakref.WeakValueDictionary()
+        assert stored(lambda prompt: str(known.get(prompt))).pickler == "dill"
 
 
 class TestLoading:

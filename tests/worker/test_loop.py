@@ -14,6 +14,7 @@ from soloist.protocol.errors import (
     ClientError,
     LocalProtocolError,
     PayloadTooLarge,
+    RequestCancelled,
     ResultNotSerializable,
     from_info,
 )
@@ -534,7 +535,7 @@ class TestAsync:
             office.channel.put(Stop())
 
         serve(office, scene)
-        assert isinstance(office.texts[0], ClientError)
+        assert isinstance(office.texts[0], RequestCancelled)
 
     @pytest.mark.parametrize("is_held_back", [False, True])
     def test_what_arrives_during_a_send_is_seen(self, office, clock, is_held_back):
