@@ -100,14 +100,17 @@ class TestStandIn:
 
         assert asyncio.run(main()) == "next"
 
-    def test_a_turn_that_ignores_its_interrupt_costs_the_worker_and_its_cli(self, cli_path):
-        options = {"cli_path": cli_path}
+    def test_a_turn_that_ignores_its_interrupt_costs_the_worker_and_its_cli(
+        self, cli_path, tmp_path
+    ):
+        log = tmp_path / "log"
+        options = {"cli_path": cli_path, "env": {stand_in.LOG_VARIABLE: str(log)}}
         with Supervisor(
             1, client="claude", options=options, isolation="worker", interrupt_grace_s=0.3
         ) as one:
             cli = psutil.Process(int(one.map(["/pid"])[0].text))
             future = one.submit("/silent x")
-            is_running(future)
+            eventually(lambda: sum(e.event == "begin" for e in stand_in.read_log(log)) == 2)
             future.cancel()
             concurrent.futures.wait([future], timeout=LIMIT_S)
             assert one.map(["next"])[0].text == "next"
@@ -144,11 +147,16 @@ class TestStart:
 
 
 class TestKills:
-    def test_a_worker_killed_in_mid_prompt_costs_one_prompt(self, cli_path):
-        options = {"cli_path": cli_path}
+    def test_a_worker_killed_in_mid_prompt_costs_one_prompt(self, cli_path, tmp_path):
+        log = tmp_path / "log"
+        options = {"cli_path": cli_path, "env": {stand_in.LOG_VARIABLE: str(log)}}
         with Supervisor(2, client="claude", options=options) as sup:
             futures = [sup.submit(f"/delay {600 if i == 3 else 0} p{i}") for i in range(10)]
-            is_running(futures[3])
+            eventually(
+                lambda: any(
+                    e.event == "begin" and e.prompt.endswith("p3") for e in stand_in.read_log(log)
+                )
+            )
             others = [f for i, f in enumerate(futures) if i != 3]
             concurrent.futures.wait(others, timeout=LIMIT_S)
             (victim,) = [worker for worker in sup.stats().workers if worker.running]

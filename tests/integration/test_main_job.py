@@ -343,7 +343,7 @@ class TestSinglePromptsThatGoWrong:
 
     def test_a_timeout_says_whether_the_prompt_may_have_run(self):
         with Supervisor(size=1, options={"delay_s": 600}) as sup:
-            running = sup.submit("a", timeout_s=0.3)
+            running = sup.submit("a", timeout_s=1.0)
             is_running(running)
             waiting = sup.submit("b", timeout_s=0.05)
             with pytest.raises(RequestTimeout) as caught:
@@ -572,8 +572,9 @@ class TestCancel:
             (tmp_path / "go").touch()
             assert futures[0].result(30).text == "0"
 
-    def test_a_turn_that_ignores_interrupts_costs_its_worker_after_the_grace_time(self):
+    def test_a_turn_that_ignores_interrupts_costs_its_worker_after_the_grace_time(self, tmp_path):
         async def stubborn(prompt):
+            (tmp_path / prompt).touch()
             while prompt == "sleep":
                 try:
                     await asyncio.sleep(600)
@@ -583,7 +584,7 @@ class TestCancel:
 
         with Supervisor(size=1, client=stubborn, interrupt_grace_s=0.1) as sup:
             future = sup.submit("sleep")
-            is_running(future)
+            eventually((tmp_path / "sleep").exists)
             future.cancel()
             concurrent.futures.wait([future], timeout=30)
             assert sup.submit("next").result(30).text == "next"
@@ -596,11 +597,15 @@ class TestClosing:
             futures = [sup.submit(str(i)) for i in range(500)]
         assert [future.result(0).text for future in futures] == [str(i) for i in range(500)]
 
-    def test_leaving_the_block_by_an_exception_ends_everything_at_once(self):
+    def test_leaving_the_block_by_an_exception_ends_everything_at_once(self, tmp_path):
+        async def endless(prompt):
+            (tmp_path / prompt).touch()
+            await asyncio.sleep(600)
+
         future = None
-        with pytest.raises(KeyError), Supervisor(size=1, options={"delay_s": 600}) as sup:
-            future = sup.submit("a")
-            is_running(future)
+        with pytest.raises(KeyError), Supervisor(size=1, client=endless) as sup:
+            future = sup.submit("begun")
+            eventually((tmp_path / "begun").exists)
             raise KeyError
         error = future.exception(0)
         assert type(error) is SupervisorClosed
