@@ -112,12 +112,10 @@ class Supervisor:
             raise InvalidOptions(f'isolation is "prompt" or "worker", not {isolation!r}')
         limits.check_counts(size=size, max_pending=max_pending, max_payload_bytes=max_payload_bytes)
         if max_restarts is not None:
-            limits.check_counts(max_restarts=max_restarts)
-        limits.check_seconds(
-            timeout_s=timeout_s,
-            interrupt_grace_s=interrupt_grace_s,
-            drain_timeout_s=drain_timeout_s,
-            restart_period_s=restart_period_s,
+            limits.check_counts(0, max_restarts=max_restarts)
+        limits.check_seconds(timeout_s=timeout_s, drain_timeout_s=drain_timeout_s)
+        limits.check_limited_seconds(
+            interrupt_grace_s=interrupt_grace_s, restart_period_s=restart_period_s
         )
         self._window = max(4 * size, 1024) if window is None else window
         limits.check_counts(
@@ -242,7 +240,8 @@ class Supervisor:
             InvalidOptions: ``timeout_s`` is no number of seconds.
             SupervisorClosed: closed. While draining it is the future that fails so.
         """
-        limits.check_seconds(timeout_s=timeout_s)
+        if timeout_s is not None:
+            limits.check_seconds(timeout_s=timeout_s)
         if len(self._pending) >= self._max_pending:
             raise QueueFull(f"{self._max_pending:,} requests wait already (max_pending)")
         future = RequestFuture(self._cancel, self._dispatcher, self._pending, self)

@@ -635,10 +635,14 @@ class Pool:
         for request in waiting:
             request.advance(RequestEvent.REVOKE)
             request.attempts -= 1
-        merged = [*waiting, *self._queue]
-        merged.sort(key=lambda request: request.order)  # two sorted runs: linear
-        self._queue = deque(merged)
+        if not waiting:
+            return
         self._queued += len(waiting)
+        queue, last = self._queue, waiting[-1].order
+        while queue and queue[0].order < last:  # few, however long the queue is
+            waiting.append(queue.popleft())
+        waiting.sort(key=lambda request: request.order)
+        queue.extendleft(reversed(waiting))
 
 
 _CANCELLED = "the request was cancelled"

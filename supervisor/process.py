@@ -45,6 +45,8 @@ _PREFIX = "soloist-"
 _MAX_IPC_PATH = 107
 _START_S = 60.0
 """How long the helper may take to import its preloads."""
+_AT_ONCE = 8
+"""Forks that are asked for before the first is waited for."""
 _FORK_S = 10.0
 """How long the helper may take to fork."""
 _HELPER_END_S = 1.0
@@ -292,6 +294,45 @@ class WorkerProcess:
         self.ledger.close()
 
 
+class _Fork:
+    """One fork that was asked for, up to the worker's process handle.
+
+    Args:
+        forkserver: the helper, running.
+        config: what the worker is told.
+    """
+
+    def __init__(self, forkserver: Forkserver, config: worker_main.WorkerConfig) -> None:
+        buffer = io.BytesIO()
+        # No path to a main module here: a worker never imports the user's.
+        reduction.dump({"name": "soloist-worker"}, buffer)
+        reduction.dump(config, buffer)
+        with contextlib.ExitStack() as undo:
+            self._ledger = Ledger()
+            undo.callback(self._ledger.close)
+            self._status, data = forkserver.connect_to_new_process(
+                [self._ledger.grants_r, self._ledger.outcomes]
+            )
+            undo.callback(os.close, self._status)
+            with os.fdopen(data, "wb") as pipe:
+                pipe.write(buffer.getbuffer())
+            self._undo = undo.pop_all()
+
+    def finish(self, number: int, incarnation: int) -> WorkerProcess:
+        """Wait for the process."""
+        with self._undo as undo:
+            if not _is_readable_within(self._status, _FORK_S):
+                raise ConnectionError(f"the spawning helper forked nothing for {_FORK_S:g} s")
+            pid = mp_forkserver.read_signed(self._status)
+            process = WorkerProcess(number, incarnation, pid, self._status, self._ledger)
+            undo.pop_all()
+        return process
+
+    def abandon(self) -> None:
+        """Want it no more; the helper's guards end what it forked."""
+        self._undo.close()
+
+
 class Spawner:
     """Starts workers on a thread of its own.
 
@@ -339,53 +380,54 @@ class Spawner:
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
+        """Take orders, a few at a time: the helper forks the next while the last one answers."""
         while (order := self._orders.get()) is not None:
-            number, incarnation = order
-            try:
-                process = self._start(number, incarnation)
-            except SoloistError as error:
-                self._on_failed(number, incarnation, error)
-            except Exception as error:  # noqa: BLE001 - whatever the system refuses
-                lost = WorkerLost(f"no worker could be started: {error!r}", started=False)
-                self._on_failed(number, incarnation, lost)
-            else:
-                self._on_spawned(process)
+            orders = [order]
+            with contextlib.suppress(queue.Empty):
+                while len(orders) < _AT_ONCE and (more := self._orders.get_nowait()) is not None:
+                    orders.append(more)
+            begun = [(*order, self._begin(*order)) for order in orders]
+            for number, incarnation, fork in begun:
+                self._deliver(number, incarnation, fork)
 
-    def _start(self, number: int, incarnation: int) -> WorkerProcess:
-        """Fork one worker; after the helper's death again until a new one answers."""
+    def _begin(self, number: int, incarnation: int) -> _Fork | None:
+        """Ask for one fork; ``None`` if that has to be tried again."""
+        try:
+            self._forkserver.ensure_running()
+            return _Fork(self._forkserver, self._config(number, incarnation))
+        except Exception:  # noqa: BLE001 - it comes again, and is reported then
+            return None
+
+    def _deliver(self, number: int, incarnation: int, fork: _Fork | None) -> None:
+        try:
+            process = self._start(number, incarnation, fork)
+        except SoloistError as error:
+            self._on_failed(number, incarnation, error)
+        except Exception as error:  # noqa: BLE001 - whatever the system refuses
+            lost = WorkerLost(f"no worker could be started: {error!r}", started=False)
+            self._on_failed(number, incarnation, lost)
+        else:
+            self._on_spawned(process)
+
+    def _start(self, number: int, incarnation: int, fork: _Fork | None) -> WorkerProcess:
+        """Finish one start; after the helper's death again until a new one answers."""
         deadline = time.monotonic() + _RETRY_S
         pause = threading.Event()
         while True:
             if self._is_closed:
+                if fork is not None:
+                    fork.abandon()
                 raise SupervisorClosed("the Supervisor is closed", started=False)
             try:
-                return self._fork(number, incarnation)
+                if fork is None:
+                    self._forkserver.ensure_running()
+                    fork = _Fork(self._forkserver, self._config(number, incarnation))
+                return fork.finish(number, incarnation)
             except (EOFError, BrokenPipeError, ConnectionError, FileNotFoundError):
+                fork = None
                 if time.monotonic() > deadline:
                     raise
                 pause.wait(0.02)  # the dying helper's guard is still there for a moment
-
-    def _fork(self, number: int, incarnation: int) -> WorkerProcess:
-        self._forkserver.ensure_running()
-        buffer = io.BytesIO()
-        # No path to a main module here: a worker never imports the user's.
-        reduction.dump({"name": f"soloist-worker-{number}"}, buffer)
-        reduction.dump(self._config(number, incarnation), buffer)
-        with contextlib.ExitStack() as undo:
-            ledger = Ledger()
-            undo.callback(ledger.close)
-            status, data = self._forkserver.connect_to_new_process(
-                [ledger.grants_r, ledger.outcomes]
-            )
-            undo.callback(os.close, status)
-            with os.fdopen(data, "wb") as pipe:
-                pipe.write(buffer.getbuffer())
-            if not _is_readable_within(status, _FORK_S):
-                raise ConnectionError(f"the spawning helper forked nothing for {_FORK_S:g} s")
-            pid = mp_forkserver.read_signed(status)
-            process = WorkerProcess(number, incarnation, pid, status, ledger)
-            undo.pop_all()
-        return process
 
     def _config(self, number: int, incarnation: int) -> worker_main.WorkerConfig:
         return worker_main.WorkerConfig(

@@ -40,21 +40,14 @@ class Request:
         is_streamed: whether the caller wants every message as it arrives.
     """
 
-    __slots__ = (
-        "attempts",
-        "deadline",
-        "error",
-        "index",
-        "is_streamed",
-        "lease",
-        "order",
-        "outcome",
-        "payload",
-        "prompt",
-        "sink",
-        "state",
-        "worker",
-    )
+    # Defaults on the class: one of these is made per prompt, and most fields stay as they are.
+    state = RequestState.QUEUED
+    outcome: Outcome | None = None
+    error: SoloistError | None = None  # what its caller hears once it is drained
+    order = 0  # position among all that the pool has taken in
+    worker = -1
+    lease = 0
+    attempts = 0
 
     def __init__(
         self,
@@ -72,13 +65,6 @@ class Request:
         self.index = index
         self.deadline = deadline
         self.is_streamed = is_streamed
-        self.state = RequestState.QUEUED
-        self.outcome: Outcome | None = None
-        self.error: SoloistError | None = None  # what its caller hears once it is drained
-        self.order = 0  # position among all that the pool has taken in
-        self.worker = -1
-        self.lease = 0
-        self.attempts = 0
 
     def __repr__(self) -> str:
         where = f" worker {self.worker}" if self.state is RequestState.LEASED else ""

@@ -37,6 +37,9 @@ class Claims:
         for lease in run.leases:
             self._arrived[lease.number] = lease
 
+    def __len__(self) -> int:
+        return len(self._arrived)
+
     def is_empty(self) -> bool:
         """Whether nothing has arrived that ``claim`` might give."""
         return not self._arrived
@@ -75,6 +78,10 @@ class Ledger:
         self._file = file
         self._offset = 0
         self._last = 0
+
+    def is_full(self, *, acked: int) -> bool:
+        """Whether it has outgrown its size and holds what the supervisor may not have."""
+        return self._offset > _KEEP_BYTES and acked < self._last
 
     def append(self, lease: int, payload: bytes, *, acked: int) -> None:
         """Write one encoded outcome; on return it survives the death of this process.

@@ -64,6 +64,17 @@ class Desk:
         self._outbox_bytes = 0
         self._flushed = 0.0
 
+    def claim(self) -> Lease | None:
+        """The next lease to run, if there is one.
+
+        A ledger that has grown large is not let grow further while more than one lease waits:
+        what waits is then taken back or followed by more, and either way the supervisor says
+        which outcomes it has, so that the ledger may be forgotten.
+        """
+        if self._ledger.is_full(acked=self.claims.acked) and len(self.claims) > 1:
+            return None
+        return self.claims.claim()
+
     def reply(self, outcome: Answer | Failure) -> None:
         """Make the outcome safe, then send it, soon.
 
@@ -120,7 +131,7 @@ def run_sync(desk: Desk, call: Callable[[Any], Any]) -> None:
     """Serve a sync callable until told to stop."""
     desk.channel.send(Ready())
     while True:
-        lease = desk.claims.claim()
+        lease = desk.claim()
         if lease is not None:
             _run_one(desk, lease, call)
             continue
@@ -191,7 +202,7 @@ class _AsyncLoop:
             return False
 
     async def _next(self) -> Lease:
-        while (lease := self._desk.claims.claim()) is None:
+        while (lease := self._desk.claim()) is None:
             self._news.clear()
             self._desk.flush()
             self._drain()  # the descriptor is edge-triggered: look again after every send

@@ -153,8 +153,12 @@ class TestKills:
         with Supervisor(2, client="claude", options=options) as sup:
             futures = [sup.submit(f"/delay {600 if i == 3 else 0} p{i}") for i in range(10)]
             eventually(
-                lambda: any(
-                    e.event == "begin" and e.prompt.endswith("p3") for e in stand_in.read_log(log)
+                lambda: (
+                    log.exists()
+                    and any(
+                        e.event == "begin" and e.prompt.endswith("p3")
+                        for e in stand_in.read_log(log)
+                    )
                 )
             )
             others = [f for i, f in enumerate(futures) if i != 3]

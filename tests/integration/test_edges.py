@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 
 import pytest
 
@@ -38,6 +39,12 @@ def test_a_timeout_that_is_none_is_refused(timeout_s):
         for call in (sup.submit, sup.query):
             with pytest.raises(InvalidOptions, match="timeout_s"):
                 call("a", timeout_s=timeout_s)
+
+
+@pytest.mark.parametrize("name", ["interrupt_grace_s", "restart_period_s"])
+def test_a_grace_without_limit_is_refused(name):
+    with pytest.raises(InvalidOptions, match=name):
+        Supervisor(size=1, **{name: None})
 
 
 @pytest.mark.parametrize("max_restarts", [-1, 1.5, "a"])
@@ -117,6 +124,24 @@ def test_prompts_one_by_one_go_round_the_idle_workers():
         ready = len(sup.stats().workers)
         used = [sup.submit("a").result(LIMIT_S).worker for _ in range(2 * ready)]
         assert len(set(used)) == ready
+
+
+def test_a_saturated_workers_ledger_stays_small():
+    """It was forgotten only when, by chance, every outcome in it had been acknowledged."""
+
+    def long_answer(prompt):
+        until = time.perf_counter() + 0.0005
+        while time.perf_counter() < until:
+            pass
+        return "x" * 50_000
+
+    with Supervisor(size=1, client=long_answer, window=100) as sup:
+        largest = 0
+        for result in sup.imap(["a"] * 1500):
+            if result.index % 50 == 0:
+                for process in sup._reactor._processes.values():
+                    largest = max(largest, os.fstat(process.ledger.outcomes).st_size)
+    assert largest < 8_000_000
 
 
 def test_the_constructor_leaves_nothing_when_it_fails():

@@ -164,6 +164,20 @@ class TestCallbacks:
             assert done.wait(LIMIT_S)
         assert "exception calling callback" in caplog.text
 
+    def test_one_that_exits_does_not_end_the_callbacks_of_others(self, made, dispatcher, caplog):
+        done = threading.Event()
+
+        def leave(future):
+            raise SystemExit(1)
+
+        made.future.add_done_callback(leave)
+        other = Made(dispatcher)
+        other.future.add_done_callback(lambda _: done.set())
+        made.settle()
+        other.settle()
+        assert done.wait(LIMIT_S)
+        assert "SystemExit" in caplog.text
+
     def test_one_that_comes_after_the_outcome_runs_at_once(self, made):
         made.settle()
         seen = []
@@ -201,6 +215,18 @@ class TestDispatcher:
         dispatcher.close()
         dispatcher._thread.join(LIMIT_S)
         assert seen == list(range(100))
+
+    def test_what_comes_after_close_runs_all_the_same(self):
+        """The last outcomes of a Supervisor that closes may come that late."""
+        dispatcher = Dispatcher()
+        dispatcher.call(lambda: None)
+        dispatcher.close()
+        dispatcher._thread.join(LIMIT_S)
+        done = threading.Event()
+        dispatcher.call(done.set)
+        assert done.wait(LIMIT_S)
+        dispatcher._thread.join(LIMIT_S)
+        assert not dispatcher._thread.is_alive()
 
     def test_many_threads_start_one(self):
         dispatcher = Dispatcher()

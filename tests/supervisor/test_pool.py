@@ -616,6 +616,17 @@ class TestCancel:
         worker.answer()
         assert world.texts([waiting]) == ["answer 1"]
 
+    def test_what_waits_behind_it_goes_elsewhere_at_once(self):
+        world, worker, (first,) = batch_world(count=1)
+        worker.claim()
+        world.execute([Revoke(0)])  # now the pool knows that it runs
+        (behind,) = world.submit()
+        world.decide()
+        assert behind.state is RequestState.LEASED
+        world.cancel(first)
+        assert behind.state is RequestState.QUEUED
+        assert world.log[-1] == Interrupt(0, first.lease)
+
     def test_again_while_it_drains_changes_nothing(self):
         world, _, request = busy_world()
         world.cancel(request)
