@@ -303,17 +303,6 @@ def test_stop_while_nothing_comes_in_ends_at_once():
         assert run.outcome.result().dropped == 0
 
 
-def test_a_running_prompt_that_is_cancelled_gets_its_line():
-    supervisor = HeldSupervisor(running=1)
-    with piped(supervisor) as run:
-        run.feed("a\n")
-        _, future = supervisor.begun.get()
-        run.job.stop()
-        future.set_exception(RequestCancelled("interrupted", started=None))
-
-        assert run.line()["error"]["code"] == "request_cancelled"
-
-
 def test_a_client_that_is_not_there_ends_an_endless_input():
     supervisor = HeldSupervisor(running=0)
     with piped(supervisor) as run:
