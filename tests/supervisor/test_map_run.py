@@ -121,6 +121,11 @@ class Piped:
         self.job.stop()
         self._thread.join()
         self._lines.close()
+        # The reader sees the end of the input; before that, the number of its descriptor must
+        # not be given to the next test's pipe, whose input it would take.
+        for thread in threading.enumerate():
+            if thread.name == "soloist-input":
+                thread.join(30)
         for end in self._ends:
             os.close(end)
 
@@ -301,6 +306,17 @@ def test_stop_while_nothing_comes_in_ends_at_once():
 
         assert run.lines() == []
         assert run.outcome.result().dropped == 0
+
+
+def test_a_running_prompt_that_is_cancelled_gets_its_line():
+    supervisor = HeldSupervisor(running=1)
+    with piped(supervisor) as run:
+        run.feed("a\n")
+        _, future = supervisor.begun.get()
+        run.job.stop()
+        future.set_exception(RequestCancelled("interrupted", started=None))
+
+        assert run.line()["error"]["code"] == "request_cancelled"
 
 
 def test_a_client_that_is_not_there_ends_an_endless_input():
