@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 
 from soloist.protocol import codec
 from soloist.protocol.codec import Prompt
-from soloist.protocol.content import Message, from_map, function_messages
+from soloist.protocol.content import Message
 from soloist.protocol.errors import (
     InvalidOptions,
     QueueFull,
@@ -406,7 +406,7 @@ class Supervisor:
         if isinstance(request.outcome, SoloistError):
             raise request.outcome
         if isinstance(request.outcome, Answer):
-            yield from _all_messages(request.outcome)[count:]
+            yield from Result(request, request.outcome).messages[count:]
 
 
 class _Puller:
@@ -466,14 +466,6 @@ def _result_or_error(request: Request) -> Result | SoloistError:
 def _error_of(request: Request) -> SoloistError:
     assert isinstance(request.outcome, SoloistError)
     return request.outcome
-
-
-def _all_messages(answer: Answer) -> list[Message]:
-    if not answer.messages:
-        return function_messages(
-            answer.text, num_turns=answer.num_turns, duration_s=answer.duration_s
-        )
-    return [from_map(value) for value in codec.decode_maps(answer.messages)]
 
 
 def _start(
