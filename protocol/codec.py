@@ -84,6 +84,12 @@ _SHAPES: tuple[tuple[type[m.WireMessage], _Shape], ...] = (
     (m.Streamed, _Shape(_INT, _BYTES)),
     (m.Answer, _Shape(_INT, _NUMBER, _STR, _INT, _BYTES)),
     (m.Failure, _Shape(_INT, _NUMBER, _ARRAY)),
+    (m.Command, _Shape(_INT, _STR, _BYTES)),
+    (m.ControlReply, _Shape(_INT, _BYTES)),
+    (m.Snapshot, _Shape(_INT, _BYTES)),
+    (m.Control, _Shape(_INT, _INT, _STR, _BYTES)),
+    (m.Done, _Shape(_INT)),
+    (m.Refused, _Shape(_INT, _ARRAY)),
 )
 _TAGS: dict[type[m.WireMessage], int] = {cls: tag for tag, (cls, _) in enumerate(_SHAPES)}
 _LEASE = _Shape(_INT, _BYTES, _BOOL)
@@ -215,6 +221,29 @@ def decode_message(data: bytes) -> Message:
     value = _unpack(data, use_list=True)
     _check_received(value)
     return from_map(value)
+
+
+def encode_value(value: object) -> bytes:
+    """Give the bytes of any plain value: a snapshot, the arguments of a command, a reply.
+
+    Raises:
+        TypeError, ValueError, OverflowError: it holds what msgpack cannot carry, or nests deeper
+            than ``MAX_DEPTH``.
+    """
+    _check_sent([value], _MAX_ENCODED_BYTES)
+    data: bytes = msgpack.packb(value, use_bin_type=True)
+    return data
+
+
+def decode_value(data: bytes) -> Any:
+    """Rebuild what ``encode_value`` gave.
+
+    Raises:
+        RemoteProtocolError: not such a value; the peer's fault.
+    """
+    value = _unpack(data, use_list=True)
+    _check_received([value], MAX_DEPTH + 1)
+    return value
 
 
 def decode_maps(data: bytes) -> list[Map]:

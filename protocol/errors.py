@@ -220,6 +220,28 @@ class QueueFull(SoloistError):
         super().__init__(message, started=started)
 
 
+class SessionBusy(SoloistError):
+    """An owned session was used by a second caller, or before its turn was read to the end."""
+
+    code = "session_busy"
+    retryable = True
+
+    def __init__(self, message: str = "", *, started: bool | None = False) -> None:
+        super().__init__(message, started=started)
+
+
+class SessionLost(SoloistError):
+    """The conversation died with its worker and cannot be resumed; close it to begin another."""
+
+    code = "session_lost"
+
+
+class SessionClosed(SoloistError):
+    """The session was closed on this side, or before the request was answered."""
+
+    code = "session_closed"
+
+
 class PayloadTooLarge(SoloistError, ValueError):
     """A prompt or a result is over the size or nesting limit."""
 

@@ -49,6 +49,28 @@ class Stop(NamedTuple):
     """Supervisor -> worker: disconnect the client and exit."""
 
 
+class Command(NamedTuple):
+    """Supervisor -> worker: call a method of the client that is no turn (``set_model``, ...).
+
+    ``arguments`` is the encoded list of positional arguments; ``number`` comes back in
+    :class:`Done` or :class:`Refused`.
+    """
+
+    number: int
+    name: str
+    arguments: bytes
+
+
+class ControlReply(NamedTuple):
+    """Supervisor -> worker: the caller's word on the :class:`Control` of that number.
+
+    ``data`` is the encoded reply, a map.
+    """
+
+    number: int
+    data: bytes
+
+
 class Loaded(NamedTuple):
     """Worker -> supervisor: the user's code is loaded; the client connects next."""
 
@@ -68,6 +90,43 @@ class Broken(NamedTuple):
     """
 
     is_loaded: bool
+    error: ErrorInfo
+
+
+class Snapshot(NamedTuple):
+    """Worker -> supervisor: what a replacement needs to continue this conversation.
+
+    ``data`` is encoded and opaque to the supervisor; empty if the client can give nothing, and
+    then what it gave before holds no longer. Written to the ledger before the outcome of
+    ``lease``, the turn it includes; ``lease`` is 0 before the first turn. Session workers only.
+    """
+
+    lease: int
+    data: bytes
+
+
+class Control(NamedTuple):
+    """Worker -> supervisor: the client asks its caller (permissions, hooks) during ``lease``.
+
+    ``data`` is an encoded map; ``kind`` says what is asked.
+    """
+
+    number: int
+    lease: int
+    kind: str
+    data: bytes
+
+
+class Done(NamedTuple):
+    """Worker -> supervisor: the command of that number was carried out."""
+
+    number: int
+
+
+class Refused(NamedTuple):
+    """Worker -> supervisor: the command of that number failed."""
+
+    number: int
     error: ErrorInfo
 
 
@@ -100,7 +159,9 @@ class Failure(NamedTuple):
     error: ErrorInfo
 
 
-ToWorker: TypeAlias = Run | Interrupt | Stop
-ToSupervisor: TypeAlias = Loaded | Ready | Broken | Streamed | Answer | Failure
+ToWorker: TypeAlias = Run | Interrupt | Stop | Command | ControlReply
+ToSupervisor: TypeAlias = (
+    Loaded | Ready | Broken | Snapshot | Control | Done | Refused | Streamed | Answer | Failure
+)
 WireMessage: TypeAlias = ToWorker | ToSupervisor
 Outcome: TypeAlias = Answer | Failure

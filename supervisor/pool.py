@@ -15,7 +15,6 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Iterable
-from typing import NamedTuple, TypeAlias
 
 from soloist.protocol.errors import (
     RequestCancelled,
@@ -24,16 +23,24 @@ from soloist.protocol.errors import (
     SoloistError,
     SupervisorClosed,
     WorkerLost,
-    from_info,
 )
 from soloist.protocol.messages import Answer, Failure, Lease, Run
-from soloist.protocol.transitions import (
-    WORKER,
-    RequestEvent,
-    RequestState,
-    WorkerEvent,
-    WorkerState,
-    advance,
+from soloist.protocol.transitions import RequestEvent, RequestState, WorkerEvent, WorkerState
+from soloist.supervisor.crew import (
+    SYNC_GRACE_S,
+    Action,
+    Dispatch,
+    Inspect,
+    Interrupt,
+    Kill,
+    Revoke,
+    Settle,
+    Spawn,
+    Stop,
+    Worker,
+    drained,
+    exit_text,
+    outcome_of,
 )
 from soloist.supervisor.request import Outcome, Request
 from soloist.supervisor.restart import RestartPolicy
@@ -45,118 +52,9 @@ MAX_BATCH = 256
 """Most requests that wait at one worker."""
 MAX_BATCH_BYTES = 256 * 1024
 """Payload bytes after which no more requests are put into one message."""
-SYNC_GRACE_S = 0.05
-"""A sync callable cannot be interrupted: this long it may end by itself, then its worker is
-replaced."""
 INSPECT_AFTER_S = 0.004
 """How long a worker's first lease may go without news before its ledger is read and what waits
 behind it is taken back."""
-
-
-class Spawn(NamedTuple):
-    """Start a worker process."""
-
-    number: int
-    incarnation: int
-
-
-class Dispatch(NamedTuple):
-    """Grant these leases, then send them."""
-
-    number: int
-    run: Run
-
-
-class Interrupt(NamedTuple):
-    """Ask the worker to end this lease's turn early."""
-
-    number: int
-    lease: int
-
-
-class Revoke(NamedTuple):
-    """Take back every lease that the worker has not claimed; report with ``Pool.revoked``."""
-
-    number: int
-
-
-class Inspect(NamedTuple):
-    """Read the worker's ledger: it may hold outcomes whose messages are still to come."""
-
-    number: int
-
-
-class Stop(NamedTuple):
-    """Ask the worker to disconnect its client and exit."""
-
-    number: int
-
-
-class Kill(NamedTuple):
-    """End the worker's process at once."""
-
-    number: int
-
-
-class Settle(NamedTuple):
-    """Hand the request its outcome."""
-
-    request: Request
-    outcome: Outcome
-
-
-Action: TypeAlias = Spawn | Dispatch | Interrupt | Revoke | Inspect | Stop | Kill | Settle
-
-
-class Worker:
-    """The pool's view of one incarnation of one worker."""
-
-    __slots__ = (
-        "acked",
-        "answered",
-        "broken",
-        "claimed",
-        "head_since",
-        "incarnation",
-        "inspected",
-        "interrupt_by",
-        "interrupted",
-        "is_interruptible",
-        "leases",
-        "next_lease",
-        "number",
-        "pid",
-        "state",
-    )
-
-    def __init__(self, number: int, incarnation: int) -> None:
-        self.number = number
-        self.incarnation = incarnation
-        self.state = WorkerState.STARTING
-        self.leases: deque[Request] = deque()
-        self.next_lease = 1
-        self.claimed = 0  # highest lease known to be claimed
-        self.acked = 0  # highest lease whose outcome arrived
-        self.answered = 0
-        self.head_since = 0.0
-        self.inspected = 0  # the first lease when its ledger was last read
-        self.interrupted = 0  # highest lease whose turn was asked to end
-        self.interrupt_by: float | None = None  # when that turn must have ended
-        self.is_interruptible = True
-        self.pid = 0
-        self.broken: SoloistError | None = None
-
-    def __repr__(self) -> str:
-        return f"<Worker {self.number}.{self.incarnation} {self.state.value} {len(self.leases)}>"
-
-    def advance(self, event: WorkerEvent) -> None:
-        """Change state by the table; an impossible event is a defect and raises."""
-        self.state = advance(WORKER, self.state, event)
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it may be given requests."""
-        return self.state is WorkerState.READY and self.interrupt_by is None
 
 
 class Pool:
@@ -310,9 +208,9 @@ class Pool:
             worker.answered += 1
             slowest_s = max(slowest_s, outcome.duration_s)
             if request.state is RequestState.LEASED:
-                actions.append(self._settle(request, _outcome(outcome)))
+                actions.append(self._settle(request, outcome_of(outcome)))
             elif request.state is RequestState.DRAINING:
-                actions.append(self._settle(request, _drained(request)))
+                actions.append(self._settle(request, drained(request)))
         if slowest_s < 0:
             return []
         worker.head_since = now
@@ -355,14 +253,14 @@ class Pool:
         worker.leases.clear()
         self._forget(worker)
         actions: list[Action] = [
-            self._settle(request, _lost(worker, request, exitcode))
+            self._settle(request, lost_with(worker, request, exitcode))
             for request in lost
             if request.state is not RequestState.SETTLED
         ]
         if worker.answered == 0 and not is_ours:
             self._restart.failed(now)
             self._last_failure = worker.broken or WorkerLost(
-                f"worker {number} {_exit_text(exitcode)} before its first answer",
+                f"worker {number} {exit_text(exitcode)} before its first answer",
                 exitcode=exitcode,
             )
         elif self._closed is None:
@@ -647,28 +545,3 @@ class Pool:
 
 _CANCELLED = "the request was cancelled"
 _TIMED_OUT = "the deadline passed while the request was running"
-
-
-def _outcome(outcome: Answer | Failure) -> Outcome:
-    return outcome if type(outcome) is Answer else from_info(outcome.error)  # type: ignore[union-attr]
-
-
-def _drained(request: Request) -> SoloistError:
-    assert request.error is not None
-    return request.error
-
-
-def _lost(worker: Worker, request: Request, exitcode: int | None) -> SoloistError:
-    if request.state is RequestState.DRAINING:
-        return _drained(request)
-    return WorkerLost(
-        f"worker {worker.number} (pid {worker.pid}) {_exit_text(exitcode)} "
-        "while it ran the request; it may have run in part",
-        exitcode=exitcode,
-    )
-
-
-def _exit_text(exitcode: int | None) -> str:
-    if exitcode is None:
-        return "died"
-    return f"was killed by signal {-exitcode}" if exitcode < 0 else f"exited with code {exitcode}"

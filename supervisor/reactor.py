@@ -36,18 +36,18 @@ from soloist.protocol.messages import Answer, Broken, Failure, Loaded, Ready, St
 from soloist.protocol.messages import Interrupt as InterruptMessage
 from soloist.protocol.messages import Stop as StopMessage
 from soloist.supervisor.channel import Channel
-from soloist.supervisor.pool import (
+from soloist.supervisor.crew import (
     Action,
     Dispatch,
     Inspect,
     Interrupt,
     Kill,
-    Pool,
     Revoke,
     Settle,
     Spawn,
     Stop,
 )
+from soloist.supervisor.pool import Pool
 from soloist.supervisor.process import Forkserver, RunFolder, Spawner, WorkerProcess
 from soloist.supervisor.request import Request
 from soloist.supervisor.results import Stats, WorkerStats

@@ -30,21 +30,18 @@ from soloist.protocol.errors import (
 from soloist.protocol.messages import Answer, Failure
 from soloist.protocol.transitions import RequestState
 from soloist.supervisor import pool as pool_module
-from soloist.supervisor.pool import (
-    INSPECT_AFTER_S,
-    MAX_BATCH,
-    MAX_BATCH_BYTES,
+from soloist.supervisor.crew import (
     SYNC_GRACE_S,
     Dispatch,
     Inspect,
     Interrupt,
     Kill,
-    Pool,
     Revoke,
     Settle,
     Spawn,
     Stop,
 )
+from soloist.supervisor.pool import INSPECT_AFTER_S, MAX_BATCH, MAX_BATCH_BYTES, Pool
 from soloist.supervisor.request import Request
 from soloist.supervisor.restart import RestartPolicy
 

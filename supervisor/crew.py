@@ -1,0 +1,155 @@
+"""What decisions are made of: the view of one worker, and the actions that are to be done.
+
+Pure data, used by the pool and by every broker; the reactor executes the actions. The state of a
+worker changes by the table of :mod:`soloist.protocol.transitions`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple, TypeAlias
+
+from soloist.protocol.errors import SoloistError, WorkerLost, from_info
+from soloist.protocol.messages import Answer, Failure, Run
+from soloist.protocol.transitions import WORKER, RequestState, WorkerEvent, WorkerState, advance
+from soloist.supervisor.request import Outcome, Request
+
+SYNC_GRACE_S = 0.05
+"""A sync callable cannot be interrupted: this long it may end by itself, then its worker is
+replaced."""
+
+
+class Spawn(NamedTuple):
+    """Start a worker process; with ``restore``, in the state of an earlier incarnation."""
+
+    number: int
+    incarnation: int
+    restore: bytes = b""
+
+
+class Dispatch(NamedTuple):
+    """Grant these leases, then send them."""
+
+    number: int
+    run: Run
+
+
+class Interrupt(NamedTuple):
+    """Ask the worker to end this lease's turn early."""
+
+    number: int
+    lease: int
+
+
+class Revoke(NamedTuple):
+    """Take back every lease that the worker has not claimed; report with ``Pool.revoked``."""
+
+    number: int
+
+
+class Inspect(NamedTuple):
+    """Read the worker's ledger: it may hold outcomes whose messages are still to come."""
+
+    number: int
+
+
+class Stop(NamedTuple):
+    """Ask the worker to disconnect its client and exit."""
+
+    number: int
+
+
+class Kill(NamedTuple):
+    """End the worker's process at once."""
+
+    number: int
+
+
+class Settle(NamedTuple):
+    """Hand the request its outcome."""
+
+    request: Request
+    outcome: Outcome
+
+
+Action: TypeAlias = Spawn | Dispatch | Interrupt | Revoke | Inspect | Stop | Kill | Settle
+
+
+class Worker:
+    """The pool's view of one incarnation of one worker."""
+
+    __slots__ = (
+        "acked",
+        "answered",
+        "broken",
+        "claimed",
+        "head_since",
+        "incarnation",
+        "inspected",
+        "interrupt_by",
+        "interrupted",
+        "is_interruptible",
+        "leases",
+        "next_lease",
+        "number",
+        "pid",
+        "state",
+    )
+
+    def __init__(self, number: int, incarnation: int) -> None:
+        self.number = number
+        self.incarnation = incarnation
+        self.state = WorkerState.STARTING
+        self.leases: deque[Request] = deque()
+        self.next_lease = 1
+        self.claimed = 0  # highest lease known to be claimed
+        self.acked = 0  # highest lease whose outcome arrived
+        self.answered = 0
+        self.head_since = 0.0
+        self.inspected = 0  # the first lease when its ledger was last read
+        self.interrupted = 0  # highest lease whose turn was asked to end
+        self.interrupt_by: float | None = None  # when that turn must have ended
+        self.is_interruptible = True
+        self.pid = 0
+        self.broken: SoloistError | None = None
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.number}.{self.incarnation} {self.state.value} {len(self.leases)}>"
+
+    def advance(self, event: WorkerEvent) -> None:
+        """Change state by the table; an impossible event is a defect and raises."""
+        self.state = advance(WORKER, self.state, event)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may be given requests."""
+        return self.state is WorkerState.READY and self.interrupt_by is None
+
+
+def outcome_of(outcome: Answer | Failure) -> Outcome:
+    """What the caller gets for a worker's reply."""
+    return outcome if type(outcome) is Answer else from_info(outcome.error)  # type: ignore[union-attr]
+
+
+def drained(request: Request) -> SoloistError:
+    """What the caller of an interrupted request gets once its turn has ended."""
+    assert request.error is not None
+    return request.error
+
+
+def lost_with(worker: Worker, request: Request, exitcode: int | None) -> SoloistError:
+    """What the caller gets whose request was running when the worker died."""
+    if request.state is RequestState.DRAINING:
+        return drained(request)
+    return WorkerLost(
+        f"worker {worker.number} (pid {worker.pid}) {exit_text(exitcode)} "
+        "while it ran the request; it may have run in part",
+        exitcode=exitcode,
+    )
+
+
+def exit_text(exitcode: int | None) -> str:
+    """An exit code in words."""
+    if exitcode is None:
+        return "died"
+    return f"was killed by signal {-exitcode}" if exitcode < 0 else f"exited with code {exitcode}"
