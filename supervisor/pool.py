@@ -40,6 +40,7 @@ from soloist.supervisor.crew import (
     Worker,
     drained,
     exit_text,
+    lost_with,
     outcome_of,
 )
 from soloist.supervisor.request import Outcome, Request
