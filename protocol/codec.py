@@ -17,7 +17,7 @@ import itertools
 import reprlib
 from collections.abc import Iterable, Sequence
 from types import NoneType
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 import msgpack
 
@@ -46,6 +46,7 @@ _MAX_ENCODED_BYTES = 2**32
 """More than msgpack can say of anything's length."""
 _SCALARS = frozenset({str, int, bool, float, bytes, NoneType})
 _CONTAINERS = frozenset({dict, list, tuple})
+_TEXT_KEYS = frozenset({str})
 _SENDABLE = (str, int, float, bytes, bytearray)
 
 
@@ -206,7 +207,15 @@ def encode_message(message: object) -> bytes:
         TypeError, ValueError, OverflowError: it holds what msgpack cannot carry, or nests deeper
             than ``MAX_DEPTH``; the client's.
     """
-    value = to_map(message)
+    return encode_map(to_map(message))
+
+
+def encode_map(value: Map) -> bytes:
+    """Give the bytes of a message that is a map already.
+
+    Raises:
+        TypeError, ValueError, OverflowError: as ``encode_message``.
+    """
     _check_sent(value, _MAX_ENCODED_BYTES)
     data: bytes = msgpack.packb(value, use_bin_type=True)
     return data
@@ -320,6 +329,11 @@ def _check_sent(value: Any, max_bytes: int) -> None:
 
 
 def _children(container: Any) -> Iterable[Any]:
+    kind = type(container)
+    if kind is list:
+        return cast("list[Any]", container)
+    if kind is dict and _TEXT_KEYS.issuperset(map(type, container)):
+        return cast("dict[str, Any]", container).values()
     # msgpack's extension type is a tuple by inheritance.
     if isinstance(container, list | tuple) and not isinstance(container, msgpack.ExtType):
         return container

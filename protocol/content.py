@@ -15,6 +15,7 @@ Source: claude_agent_sdk.types (0.2.187).
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Iterator
 from types import UnionType
 from typing import Any, TypeAlias, get_args, get_origin, get_type_hints
@@ -199,6 +200,10 @@ def _required(cls: type[Any]) -> dict[str, tuple[type, ...]]:
     return required
 
 
+_names: dict[type, str] = {}
+_MAX_NAMES = 1_000
+_GETTERS = {name: operator.attrgetter(*fields) for name, fields in _FIELDS.items()}
+_PLAIN = frozenset({str, int, float, bool})
 _REQUIRED = {name: _required(cls) for name, cls in _KNOWN.items()}
 
 
@@ -284,10 +289,13 @@ def _texts(content: object) -> Iterator[str]:
 
 def _known_name(cls: type) -> str:
     """Name of the nearest class in the family that this module knows, or the class's own."""
-    for base in cls.__mro__:
-        if base.__name__ in _FIELDS:
-            return base.__name__
-    return cls.__name__
+    name = _names.get(cls)
+    if name is None:
+        name = next((base.__name__ for base in cls.__mro__ if base.__name__ in _FIELDS), "")
+        name = name or cls.__name__
+        if len(_names) < _MAX_NAMES:
+            _names[cls] = name
+    return name
 
 
 def _is_dataclass_instance(value: object) -> bool:
@@ -329,12 +337,21 @@ def _block_to_map(block: Any) -> Map:
 
 def _fields_to_map(name: str, value: object) -> Map:
     result: Map = {"type": name}
-    for field in _FIELDS[name]:
-        item = getattr(value, field, None)
-        if item is not None:
-            # Blocks are the caller's to convert: they keep the name of their type.
-            result[field] = item if field == "content" else _plain(item)
+    for field, item in zip(_FIELDS[name], _values(name, value), strict=True):
+        if item is None:
+            continue
+        # Blocks are the caller's to convert: they keep the name of their type.
+        result[field] = item if field == "content" or type(item) in _PLAIN else _plain(item)
     return result
+
+
+def _values(name: str, value: object) -> tuple[Any, ...]:
+    """The fields' values, ``None`` for those that an older or newer class does not have."""
+    try:
+        values: tuple[Any, ...] = _GETTERS[name](value)
+    except AttributeError:
+        return tuple(getattr(value, field, None) for field in _FIELDS[name])
+    return values if len(_FIELDS[name]) > 1 else (values,)
 
 
 def _plain(value: Any) -> Any:

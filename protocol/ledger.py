@@ -8,10 +8,11 @@ finished. The file is a run of records from offset 0; each append also writes a 
 
 Record: ``magic u32 | lease u64 | length u32 | crc32 u32 | payload``, the checksum over all else.
 
-Invariants: leases ascend, as a worker finishes them in order; :data:`NO_LEASE` stands for what
-belongs to none and is the last that a worker writes. What a SIGKILL cut short ends the run,
-wherever it struck: in a payload or a header (the checksum tells), or between a record and its end
-mark (what is left of an older record has a lower lease).
+Invariants: leases never descend, as a worker finishes them in order, and what belongs to a lease
+beside its outcome (a snapshot) comes before that; :data:`NO_LEASE` stands for what belongs to
+none and is the last that a worker writes. What a SIGKILL cut short ends the run, wherever it
+struck: in a payload or a header (the checksum tells), or between a record and its end mark (what
+is left of an older record has a lower lease).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def scan(data: bytes) -> Iterator[tuple[int, bytes]]:
     while last != NO_LEASE and len(data) - offset >= HEADER.size:
         magic, lease, length, checksum = HEADER.unpack_from(data, offset)
         start = offset + HEADER.size
-        if magic != _MAGIC or NO_LEASE < lease <= last or length > len(data) - start:
+        if magic != _MAGIC or NO_LEASE < lease < last or length > len(data) - start:
             return
         payload = data[start : start + length]
         summed = zlib.crc32(data[offset : offset + _SUMMED.size])

@@ -1,4 +1,4 @@
-"""State tables: worker and request. Everything that decides a state lives in this file.
+"""State tables: worker, request and session. Everything that decides a state lives in this file.
 
 A table maps state -> event -> next state; a missing key *is* the error. Pure.
 
@@ -15,9 +15,24 @@ Request::
     QUEUED -lease-> LEASED -settle-> SETTLED
        ^               |
        +----revoke-----+        LEASED -interrupt-> DRAINING -settle-> SETTLED
+       |             retry
+       +-due- DELAYED <-+       DELAYED -settle-> SETTLED
 
 A request in DRAINING has lost its caller's interest (cancelled, timed out, its stream closed):
-whatever its worker still says of it is dropped. Every request reaches SETTLED exactly once.
+whatever its worker still says of it is dropped. One in DELAYED has failed and waits for its next
+attempt. Every request reaches SETTLED exactly once.
+
+Session::
+
+    STARTING -ready-> IDLE -dispatch-> RUNNING -interrupt-> DRAINING
+       ^               ^                  |                    |
+       |               +------answer------+-------answer-------+
+       +--exit-- (any of these, if the conversation can be continued; else -lose-> LOST)
+
+    any -close-> CLOSING -exit-> CLOSED        LOST -close-> CLOSED
+
+A session in DRAINING runs the rest of a turn that nobody wants. A LOST one answers everything
+with an error until it is closed: it never begins again from a blank state by itself.
 """
 
 from __future__ import annotations
@@ -62,6 +77,7 @@ class RequestState(_Symbol):
     QUEUED = "queued"
     LEASED = "leased"
     DRAINING = "draining"
+    DELAYED = "delayed"
     SETTLED = "settled"
 
 
@@ -71,7 +87,33 @@ class RequestEvent(_Symbol):
     LEASE = "lease"
     REVOKE = "revoke"
     INTERRUPT = "interrupt"
+    RETRY = "retry"
+    DUE = "due"
     SETTLE = "settle"
+
+
+class SessionState(_Symbol):
+    """Where a session is in its life."""
+
+    STARTING = "starting"
+    IDLE = "idle"
+    RUNNING = "running"
+    DRAINING = "draining"
+    LOST = "lost"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+class SessionEvent(_Symbol):
+    """What happens to a session."""
+
+    READY = "ready"
+    DISPATCH = "dispatch"
+    INTERRUPT = "interrupt"
+    ANSWER = "answer"
+    EXIT = "exit"
+    LOSE = "lose"
+    CLOSE = "close"
 
 
 _S = TypeVar("_S", bound=enum.Enum)
@@ -118,12 +160,45 @@ REQUEST: Table[RequestState, RequestEvent] = MappingProxyType(
         RequestState.LEASED: {
             RequestEvent.REVOKE: RequestState.QUEUED,
             RequestEvent.INTERRUPT: RequestState.DRAINING,
+            RequestEvent.RETRY: RequestState.DELAYED,
             RequestEvent.SETTLE: RequestState.SETTLED,
         },
         RequestState.DRAINING: {
             RequestEvent.SETTLE: RequestState.SETTLED,
         },
+        RequestState.DELAYED: {
+            RequestEvent.DUE: RequestState.QUEUED,
+            RequestEvent.SETTLE: RequestState.SETTLED,
+        },
         RequestState.SETTLED: {},
+    }
+)
+
+_DEATH: Mapping[SessionEvent, SessionState] = {
+    SessionEvent.EXIT: SessionState.STARTING,
+    SessionEvent.LOSE: SessionState.LOST,
+    SessionEvent.CLOSE: SessionState.CLOSING,
+}
+
+SESSION: Table[SessionState, SessionEvent] = MappingProxyType(
+    {
+        SessionState.STARTING: {SessionEvent.READY: SessionState.IDLE, **_DEATH},
+        SessionState.IDLE: {SessionEvent.DISPATCH: SessionState.RUNNING, **_DEATH},
+        SessionState.RUNNING: {
+            SessionEvent.ANSWER: SessionState.IDLE,
+            SessionEvent.INTERRUPT: SessionState.DRAINING,
+            **_DEATH,
+        },
+        SessionState.DRAINING: {SessionEvent.ANSWER: SessionState.IDLE, **_DEATH},
+        SessionState.LOST: {SessionEvent.CLOSE: SessionState.CLOSED},
+        SessionState.CLOSING: {
+            # What happens before the worker hears of the end changes nothing.
+            SessionEvent.READY: SessionState.CLOSING,
+            SessionEvent.INTERRUPT: SessionState.CLOSING,
+            SessionEvent.ANSWER: SessionState.CLOSING,
+            SessionEvent.EXIT: SessionState.CLOSED,
+        },
+        SessionState.CLOSED: {},
     }
 )
 

@@ -36,6 +36,9 @@ from soloist.protocol.errors import (
     RequestTimeout,
     RestartLimitReached,
     ResultNotSerializable,
+    SessionBusy,
+    SessionClosed,
+    SessionLost,
     SlowReader,
     SoloistError,
     SupervisorClosed,
@@ -43,8 +46,15 @@ from soloist.protocol.errors import (
     WorkerLost,
 )
 from soloist.supervisor.api import Supervisor
+from soloist.supervisor.control import ControlRequest
 from soloist.supervisor.futures import RequestFuture
-from soloist.supervisor.results import Result, Stats, WorkerStats
+from soloist.supervisor.oneshot import query
+from soloist.supervisor.rate import RateLimit
+from soloist.supervisor.response import Response
+from soloist.supervisor.results import Result, SessionStats, Stats, WorkerStats
+from soloist.supervisor.retry import Retry
+from soloist.supervisor.session import Session, SharedSession
+from soloist.worker.control import ask_caller, ask_hook, ask_permission
 
 __version__ = "0.1.0"
 
@@ -55,6 +65,7 @@ __all__ = [
     "ClientNotFound",
     "ClientNotSerializable",
     "ContentBlock",
+    "ControlRequest",
     "InvalidOptions",
     "InvalidPrompt",
     "LocalProtocolError",
@@ -63,17 +74,26 @@ __all__ = [
     "Prompt",
     "ProtocolError",
     "QueueFull",
+    "RateLimit",
     "RateLimited",
     "RemoteProtocolError",
     "RequestCancelled",
     "RequestFuture",
     "RequestTimeout",
+    "Response",
     "RestartLimitReached",
     "Result",
     "ResultMessage",
     "ResultNotSerializable",
+    "Retry",
     "ServerToolResultBlock",
     "ServerToolUseBlock",
+    "Session",
+    "SessionBusy",
+    "SessionClosed",
+    "SessionLost",
+    "SessionStats",
+    "SharedSession",
     "SlowReader",
     "SoloistError",
     "Stats",
@@ -89,4 +109,8 @@ __all__ = [
     "UserMessage",
     "WorkerLost",
     "WorkerStats",
+    "ask_caller",
+    "ask_hook",
+    "ask_permission",
+    "query",
 ]

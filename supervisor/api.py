@@ -8,43 +8,41 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import os
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from soloist.protocol import codec
 from soloist.protocol.codec import Prompt
-from soloist.protocol.content import Message
-from soloist.protocol.errors import (
-    InvalidOptions,
-    QueueFull,
-    RequestTimeout,
-    SoloistError,
-)
-from soloist.protocol.messages import Answer
+from soloist.protocol.errors import InvalidOptions, SoloistError
 from soloist.supervisor import limits, usercode
+from soloist.supervisor.brokers import SessionLimits, SessionPolicy
+from soloist.supervisor.control import ControlDesk, Handler
+from soloist.supervisor.flow import Flow, result_or_error
 from soloist.supervisor.futures import Dispatcher, RequestFuture
+from soloist.supervisor.intake import Intake
 from soloist.supervisor.pool import Pool
-from soloist.supervisor.process import Forkserver, RunFolder
+from soloist.supervisor.process import HELPER_STOP_S, Forkserver, RunFolder, WorkerConfig
+from soloist.supervisor.rate import Limiter, RateLimit
 from soloist.supervisor.reactor import Reactor
-from soloist.supervisor.request import Request
+from soloist.supervisor.response import Response
 from soloist.supervisor.restart import RestartPolicy
 from soloist.supervisor.results import Result, Stats
+from soloist.supervisor.retry import Retry
+from soloist.supervisor.session import Session, SharedSession
 from soloist.supervisor.shutdown import Phase
-from soloist.supervisor.stream import Stream
 from soloist.supervisor.window import Window
 
 ClientLike = str | type | Callable[..., Any]
 Isolation = Literal["prompt", "worker"]
 
-_PULL_S = 0.001
-"""How long input is pulled while a finished result waits to be yielded."""
 _EXIT_WAIT_S = 15.0
-_HELPER_STOP_S = 3.0
 
 _open_reactors: weakref.WeakSet[Reactor] = weakref.WeakSet()
 
@@ -78,6 +76,13 @@ class Supervisor:
         max_restarts: workers that may fail to start, or die before their first answer, within
             ``restart_period_s``; ``max(20, 2 * size)`` unless given.
         restart_period_s: see ``max_restarts``.
+        max_sessions: most conversations of ``session`` and ``shared`` that are open at a time;
+            each has a worker of its own beside the ``size``.
+        rate_limit: most requests per second over all workers; ``None`` for no limit.
+        retry: which errors are worth another attempt, and when; ``None`` for none.
+        on_control: answers what clients ask their caller (``can_use_tool``, hooks) where a call
+            has no handler of its own; runs on a thread of its own.
+        control_timeout_s: how long an answer to that may take; then it is no.
         preload: further modules to import once, before workers are forked.
 
     Raises:
@@ -105,47 +110,75 @@ class Supervisor:
         drain_timeout_s: float | None = 30.0,
         max_restarts: int | None = None,
         restart_period_s: float = 30.0,
+        max_sessions: int = 64,
+        rate_limit: RateLimit | None = None,
+        retry: Retry | None = None,
+        on_control: Handler | None = None,
+        control_timeout_s: float = 60.0,
         preload: Sequence[str] = (),
     ) -> None:
         size = (os.cpu_count() or 1) if size is None else size
         if isolation not in {"prompt", "worker"}:
             raise InvalidOptions(f'isolation is "prompt" or "worker", not {isolation!r}')
         limits.check_counts(size=size, max_pending=max_pending, max_payload_bytes=max_payload_bytes)
+        limits.check_counts(0, max_sessions=max_sessions)
         if max_restarts is not None:
             limits.check_counts(0, max_restarts=max_restarts)
         limits.check_seconds(timeout_s=timeout_s, drain_timeout_s=drain_timeout_s)
         limits.check_limited_seconds(
-            interrupt_grace_s=interrupt_grace_s, restart_period_s=restart_period_s
+            interrupt_grace_s=interrupt_grace_s,
+            restart_period_s=restart_period_s,
+            control_timeout_s=control_timeout_s,
         )
         self._window = max(4 * size, 1024) if window is None else window
         limits.check_counts(
             window=self._window, window_bytes=window_bytes, stream_buffer_bytes=stream_buffer_bytes
         )
         self._window_bytes = window_bytes
-        self._timeout_s = timeout_s
         self._isolation = isolation
-        self._max_pending = max_pending
-        self._max_payload_bytes = max_payload_bytes
-        self._stream_buffer_bytes = stream_buffer_bytes
         self._drain_timeout_s = drain_timeout_s
         prepared = usercode.prepare(client, options or {})
-        limits.reserve_descriptors(size)
+        limits.reserve_descriptors(size + max_sessions)
         self._dispatcher = Dispatcher()
-        self._pending: set[RequestFuture] = set()
+        limiter = Limiter(rate_limit)
         restart = RestartPolicy(
             max_restarts=max(20, 2 * size) if max_restarts is None else max_restarts,
             period_s=restart_period_s,
         )
-        pool = Pool(size=size, restart=restart, interrupt_grace_s=interrupt_grace_s)
-        self._reactor = _start(
-            pool,
-            prepared,
-            preload,
+        pool = Pool(
+            size=size,
+            restart=restart,
+            interrupt_grace_s=interrupt_grace_s,
+            limiter=limiter,
+            retry=retry,
+        )
+        sessions = SessionPolicy(
+            max_sessions=max_sessions,
+            max_restarts=5 if max_restarts is None else max_restarts,
+            restart_period_s=restart_period_s,
+            interrupt_grace_s=interrupt_grace_s,
+            limiter=limiter,
+            max_payload_bytes=max_payload_bytes,
+            stream_buffer_bytes=stream_buffer_bytes,
+        )
+        template = WorkerConfig(
             isolation=isolation,
             max_payload_bytes=max_payload_bytes,
-            interrupt_grace_s=interrupt_grace_s,
+            has_control=on_control is not None,
+            control_timeout_s=control_timeout_s,
         )
-        self._finalizer = weakref.finalize(self, _forgotten, self._reactor, self._dispatcher)
+        desk = ControlDesk(on_control)
+        reactor = _start(pool, prepared, preload, template, sessions, desk, interrupt_grace_s)
+        self._reactor = reactor
+        self._intake = Intake(
+            reactor,
+            self._dispatcher,
+            timeout_s=timeout_s,
+            max_pending=max_pending,
+            max_payload_bytes=max_payload_bytes,
+            stream_buffer_bytes=stream_buffer_bytes,
+        )
+        self._finalizer = weakref.finalize(self, _forgotten, reactor, self._dispatcher)
         self._finalizer.atexit = False  # _close_all does it
 
     def __enter__(self) -> Self:
@@ -183,11 +216,12 @@ class Supervisor:
         """
         outcomes: list[Any] = []
         window = self._new_window(is_ordered=True, is_fail_fast=not return_exceptions)
-        with contextlib.closing(self._run(window, prompts, timeout_s, total_timeout_s)) as run:
+        flow = Flow(self._intake, window, timeout_s, total_timeout_s)
+        with contextlib.closing(flow.run(prompts)) as run:
             try:
-                outcomes.extend(_result_or_error(request) for request in run)
+                outcomes.extend(result_or_error(request) for request in run)
             except SoloistError as error:
-                outcomes.extend(_result_or_error(request) for request in window.finished())
+                outcomes.extend(result_or_error(request) for request in window.finished())
                 error.completed = [o for o in outcomes if isinstance(o, Result)]
                 raise
         return outcomes
@@ -240,37 +274,81 @@ class Supervisor:
             InvalidOptions: ``timeout_s`` is no number of seconds.
             SupervisorClosed: closed. While draining it is the future that fails so.
         """
-        if timeout_s is not None:
-            limits.check_seconds(timeout_s=timeout_s)
-        if len(self._pending) >= self._max_pending:
-            raise QueueFull(f"{self._max_pending:,} requests wait already (max_pending)")
-        future = RequestFuture(self._cancel, self._dispatcher, self._pending, self)
-        future.request = self._request(prompt, future, 0, timeout_s)
-        self._pending.add(future)
-        try:
-            self._reactor.submit((future.request,))
-        except SoloistError:
-            self._pending.discard(future)
-            raise
-        return future
+        return self._intake.future(prompt, timeout_s, self)
 
-    def query(self, prompt: Prompt, *, timeout_s: float | None = None) -> Iterator[Message]:
+    def query(
+        self, prompt: Prompt, *, timeout_s: float | None = None, on_control: Handler | None = None
+    ) -> Response:
         """Stream the messages of one prompt, as they arrive, in a new conversation.
 
-        Lazy, as every iterator here: the prompt is sent when the first message is asked for. The
-        last message is a ``ResultMessage``. Closing the iterator interrupts the turn.
+        The prompt is sent by this call. The last message is a ``ResultMessage``. Closing or
+        dropping the iterator interrupts the turn.
+
+        Args:
+            prompt: text or content blocks.
+            timeout_s: seconds from now, the wait in the queue included.
+            on_control: answers what the client asks its caller meanwhile, in place of the
+                Supervisor's.
 
         Raises:
             InvalidOptions: the Supervisor keeps its conversations (``isolation="worker"``).
-            SoloistError: the request's error, after the messages that came before it.
+            InvalidPrompt, PayloadTooLarge: the prompt cannot be sent; the caller's.
+            SupervisorClosed: closed.
+
+        Reading it raises the request's error, after the messages that came before it.
         """
         if self._isolation != "prompt":
             raise InvalidOptions('query begins a new conversation: it needs isolation="prompt"')
-        limits.check_seconds(timeout_s=timeout_s)
-        codec.encode_prompt(prompt, self._max_payload_bytes)
-        return self._read(prompt, timeout_s)
+        return self._intake.response(prompt, timeout_s, self, on_control=on_control)
+
+    # -- conversations ---------------------------------------------------------------------------
+
+    def session(self) -> Session:
+        """Begin a conversation of the caller's own, in a worker of its own.
+
+        Use it in a ``with`` block. Returns when its client is connected.
+
+        Raises:
+            QueueFull: ``max_sessions`` conversations are open.
+            ClientNotFound, ClientConnectError: its client cannot start.
+            SupervisorClosed: closed.
+        """
+        ready: Future[None] = Future()
+        address = self._reactor.open_session("", SessionLimits(1, None), ready)
+        session = Session(self._intake, address, self)
+        ready.result()
+        return session
+
+    def shared(
+        self, name: str, *, max_queue: int = 1_000, idle_timeout_s: float | None = None
+    ) -> SharedSession:
+        """Give the conversation of that name; the first call begins it, in a worker of its own.
+
+        Any thread may call it, any number of times. A conversation that was lost stays lost
+        under its name until somebody closes it.
+
+        Args:
+            name: any text.
+            max_queue: most requests that wait for their turn; then ``QueueFull``.
+            idle_timeout_s: seconds without a request after which it is closed by itself.
+
+        Raises:
+            QueueFull: ``max_sessions`` conversations are open.
+            InvalidOptions: it is open with other bounds, or an argument is wrong.
+            SupervisorClosed: closed.
+        """
+        limits.check_text(name=name)
+        limits.check_counts(max_queue=max_queue)
+        limits.check_seconds(idle_timeout_s=idle_timeout_s)
+        address = self._reactor.open_session(name, SessionLimits(max_queue, idle_timeout_s))
+        return SharedSession(self._intake, name, address, self)
 
     # -- the whole -------------------------------------------------------------------------------
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether everything has ended; also in a fork of the process that made it."""
+        return self._reactor.is_closed.is_set()
 
     def stats(self) -> Stats:
         """A consistent, immutable snapshot."""
@@ -319,28 +397,6 @@ class Supervisor:
 
     # -- helpers ---------------------------------------------------------------------------------
 
-    def _cancel(self, request: Request) -> None:
-        self._reactor.cancel((request,))
-
-    def _request(
-        self,
-        prompt: Prompt,
-        sink: Any,
-        index: int,
-        timeout_s: float | None,
-        *,
-        is_streamed: bool = False,
-    ) -> Request:
-        timeout_s = self._timeout_s if timeout_s is None else timeout_s
-        return Request(
-            prompt,
-            codec.encode_prompt(prompt, self._max_payload_bytes),
-            sink,
-            index=index,
-            deadline=None if timeout_s is None else time.monotonic() + timeout_s,
-            is_streamed=is_streamed,
-        )
-
     def _new_window(self, *, is_ordered: bool, is_fail_fast: bool = False) -> Window:
         return Window(
             max_requests=self._window,
@@ -358,123 +414,24 @@ class Supervisor:
         *,
         is_ordered: bool,
     ) -> Iterator[Any]:
-        window = self._new_window(is_ordered=is_ordered)
-        run = self._run(window, prompts, timeout_s, total_timeout_s)
-        with contextlib.closing(run):
+        flow = Flow(
+            self._intake, self._new_window(is_ordered=is_ordered), timeout_s, total_timeout_s
+        )
+        with contextlib.closing(flow.run(prompts)) as run:
             for request in run:
-                outcome = _result_or_error(request)
+                outcome = result_or_error(request)
                 if isinstance(outcome, SoloistError) and not return_exceptions:
                     raise outcome
                 yield outcome
-
-    def _run(
-        self,
-        window: Window,
-        prompts: Iterable[Prompt],
-        timeout_s: float | None,
-        total_timeout_s: float | None,
-    ) -> Generator[Request]:
-        """Pull prompts, hand them over, yield finished requests; cancel the rest at the end."""
-        limits.check_seconds(timeout_s=timeout_s, total_timeout_s=total_timeout_s)
-        deadline = None if total_timeout_s is None else time.monotonic() + total_timeout_s
-        pull = _Puller(self, window, prompts, timeout_s, deadline)
-        try:
-            while True:
-                pull.fill()
-                if not len(window):
-                    return
-                if _is_over(deadline) or not window.wait(deadline):
-                    raise RequestTimeout(f"the call took longer than {total_timeout_s:g} s")
-                if window.has_failed() and window.first_error is not None:
-                    raise _error_of(window.first_error)
-                yield window.take()
-        finally:
-            self._reactor.cancel(window.unsettled())
-
-    def _read(self, prompt: Prompt, timeout_s: float | None) -> Iterator[Message]:
-        stream = Stream(self._stream_buffer_bytes)
-        request = self._request(prompt, stream, 0, timeout_s, is_streamed=True)
-        self._reactor.submit((request,))
-        count = 0
-        try:
-            while (data := stream.next()) is not None:
-                count += 1
-                yield codec.decode_message(data)
-        finally:
-            if request.outcome is None:
-                self._cancel(request)
-        if isinstance(request.outcome, SoloistError):
-            raise request.outcome
-        if isinstance(request.outcome, Answer):
-            yield from Result(request, request.outcome).messages[count:]
-
-
-class _Puller:
-    """Pulls a ``map``'s input in the consumer's thread; each prompt is handed over at once."""
-
-    def __init__(
-        self,
-        supervisor: Supervisor,
-        window: Window,
-        prompts: Iterable[Prompt],
-        timeout_s: float | None,
-        deadline: float | None,
-    ) -> None:
-        self._deadline = deadline
-        self._supervisor = supervisor
-        self._window = window
-        self._prompts = enumerate(prompts)
-        self._timeout_s = timeout_s
-        self._is_exhausted = False
-
-    def fill(self) -> None:
-        """Fill the window; but when a finished result waits, not for long."""
-        if self._is_exhausted or not self._window.has_room():
-            return
-        until = time.monotonic() + _PULL_S
-        while self._window.has_room() and not _is_over(self._deadline):
-            entry = next(self._prompts, None)
-            if entry is None:
-                self._is_exhausted = True
-                return
-            self._put(*entry)
-            if self._window.is_ready() and time.monotonic() > until:
-                return
-
-    def _put(self, index: int, prompt: Prompt) -> None:
-        window = self._window
-        try:
-            request = self._supervisor._request(prompt, window, index, self._timeout_s)  # noqa: SLF001
-        except SoloistError as error:  # a prompt that cannot be sent fails in its place
-            request = Request(prompt, b"", window, index=index)
-            window.put(request)
-            request.settle(error)
-            return
-        window.put(request)
-        self._supervisor._reactor.submit((request,))  # noqa: SLF001
-
-
-def _is_over(deadline: float | None) -> bool:
-    return deadline is not None and time.monotonic() >= deadline
-
-
-def _result_or_error(request: Request) -> Result | SoloistError:
-    outcome = request.outcome
-    return Result(request, outcome) if isinstance(outcome, Answer) else _error_of(request)
-
-
-def _error_of(request: Request) -> SoloistError:
-    assert isinstance(request.outcome, SoloistError)
-    return request.outcome
 
 
 def _start(
     pool: Pool,
     client: usercode.Client,
     preload: Sequence[str],
-    *,
-    isolation: str,
-    max_payload_bytes: int,
+    template: WorkerConfig,
+    sessions: SessionPolicy,
+    desk: ControlDesk,
     interrupt_grace_s: float,
 ) -> Reactor:
     folder = RunFolder()
@@ -486,18 +443,22 @@ def _start(
     except BaseException:
         folder.remove()
         raise
+    template = dataclasses.replace(
+        template, endpoint=folder.endpoint, client_file=str(folder.client_file)
+    )
     try:
         forkserver.ensure_running()
         reactor = Reactor(
             pool,
             folder,
             forkserver,
-            isolation=isolation,
-            max_payload_bytes=max_payload_bytes,
+            template,
+            sessions,
+            desk,
             interrupt_grace_s=interrupt_grace_s,
         )
     except BaseException:
-        forkserver.stop(_HELPER_STOP_S)
+        forkserver.stop(HELPER_STOP_S)
         folder.remove()
         raise
     _open_reactors.add(reactor)

@@ -20,6 +20,7 @@ from soloist.protocol.errors import RemoteProtocolError
 from soloist.protocol.messages import WireMessage
 
 _IDENTITY = struct.Struct(">BII")
+_POLLIN = int(zmq.POLLIN)
 _MARK = 1  # ZeroMQ reserves identities that begin with a zero byte
 
 
@@ -45,14 +46,22 @@ class Channel:
         self._socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
         self._socket.setsockopt(zmq.BACKLOG, 1024)
         self._socket.bind(endpoint)
+        self._is_dry = False  # nothing was there at the last look, and nothing has happened since
 
     def fileno(self) -> int:
         """Descriptor that becomes readable, edge-triggered, when ``has_input`` may have changed."""
         return int(self._socket.getsockopt(zmq.FD))
 
+    def wake(self) -> None:
+        """The descriptor was readable: look again."""
+        self._is_dry = False
+
     def has_input(self) -> bool:
         """Whether ``receive`` would give something."""
-        return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+        if self._is_dry:
+            return False
+        self._is_dry = not int(self._socket.getsockopt(zmq.EVENTS)) & _POLLIN
+        return not self._is_dry
 
     def receive(self) -> tuple[int, int, Sequence[WireMessage | RemoteProtocolError]] | None:
         """Take what one worker sent together: ``(number, incarnation, messages)``.
@@ -72,6 +81,7 @@ class Channel:
 
     def send(self, number: int, incarnation: int, message: WireMessage) -> bool:
         """Queue a message for a worker; ``False`` if that worker is gone or takes nothing."""
+        self._is_dry = False  # the descriptor may just have been robbed of its edge
         try:
             self._socket.send_multipart(
                 (identity(number, incarnation), codec.encode(message)), zmq.NOBLOCK

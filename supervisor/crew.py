@@ -20,10 +20,11 @@ replaced."""
 
 
 class Spawn(NamedTuple):
-    """Start a worker process; with ``restore``, in the state of an earlier incarnation."""
+    """Start a worker process; a session's with the state of its predecessor, if it had one."""
 
     number: int
     incarnation: int
+    is_session: bool = False
     restore: bytes = b""
 
 
@@ -72,7 +73,24 @@ class Settle(NamedTuple):
     outcome: Outcome
 
 
-Action: TypeAlias = Spawn | Dispatch | Interrupt | Revoke | Inspect | Stop | Kill | Settle
+class Tell(NamedTuple):
+    """Have a method of the client called that is no turn; ``call`` tells the replies apart."""
+
+    number: int
+    call: int
+    name: str
+    arguments: bytes
+
+
+class Ended(NamedTuple):
+    """The session of this number is over; its name and its socket are free."""
+
+    number: int
+
+
+Action: TypeAlias = (
+    Spawn | Dispatch | Interrupt | Revoke | Inspect | Stop | Kill | Settle | Tell | Ended
+)
 
 
 class Worker:

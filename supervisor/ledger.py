@@ -17,7 +17,7 @@ import tempfile
 
 from soloist.protocol import codec, ledger
 from soloist.protocol.errors import RemoteProtocolError
-from soloist.protocol.messages import Answer, Broken, Failure, Lease, Loaded
+from soloist.protocol.messages import Answer, Broken, Failure, Lease, Loaded, Snapshot
 
 _NUMBER = struct.Struct("=Q")
 
@@ -45,16 +45,16 @@ class Ledger:
             pass
         return taken
 
-    def read(self) -> list[Answer | Failure | Loaded | Broken]:
+    def read(self) -> list[Answer | Failure | Loaded | Broken | Snapshot]:
         """What the worker made safe, in order: outcomes, and how far its client came."""
         data = os.pread(self.outcomes, os.fstat(self.outcomes).st_size, 0)
-        outcomes: list[Answer | Failure | Loaded | Broken] = []
+        outcomes: list[Answer | Failure | Loaded | Broken | Snapshot] = []
         for _, payload in ledger.scan(data):
             try:
                 message = codec.decode(payload)
             except RemoteProtocolError:
                 break
-            if isinstance(message, Answer | Failure | Loaded | Broken):
+            if isinstance(message, Answer | Failure | Loaded | Broken | Snapshot):
                 outcomes.append(message)
         return outcomes
 

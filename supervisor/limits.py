@@ -24,6 +24,17 @@ def check_counts(least: int = 1, /, **values: object) -> None:
             )
 
 
+def check_text(**values: object) -> None:
+    """Refuse what is not a text, or empty.
+
+    Raises:
+        InvalidOptions: naming the argument.
+    """
+    for name, value in values.items():
+        if not isinstance(value, str) or not value:
+            raise InvalidOptions(f"{name} must be a text, not {value!r}")
+
+
 def check_seconds(**values: object) -> None:
     """Refuse what is neither ``None`` nor a number of seconds of at least 0.
 

@@ -1,20 +1,27 @@
 """Which worker gets which request: the pool's decisions, without any I/O.
 
-Owns the queue and the pool's view of each worker. Events change these two collections and
-*return* what is to be done; the reactor does it. The clock comes in with every call.
+Owns the queue, the pool's view of each worker, and the requests that failed and wait for another
+attempt. Events change these three collections and *return* what is to be done; the reactor does
+it. The clock comes in with every call.
 
-Invariants: a worker holds at most one claimed lease; a request stands in the queue or in exactly
-one worker's leases until it is settled, once; a lease number is never used twice in one
-incarnation; ``len(workers) <= size``.
+Invariants: a worker holds at most one claimed lease; a request stands in the queue, in exactly
+one worker's leases or among the delayed until it is settled, once; a lease number is never used
+twice in one incarnation; ``len(workers) <= size``; while the limiter has to be asked, every
+dispatch takes a token and nothing is sent to wait at a busy worker; amid a pause nothing is
+dispatched and nothing waits at any worker.
+
+The module is long because every event and the one decision read and write the same collections;
+what has a state of its own stands elsewhere (``crew``, ``deadlines``, ``rate``, ``restart``,
+``retry``).
 """
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import math
+import random
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from soloist.protocol.errors import (
     RequestCancelled,
@@ -23,6 +30,7 @@ from soloist.protocol.errors import (
     SoloistError,
     SupervisorClosed,
     WorkerLost,
+    from_info,
 )
 from soloist.protocol.messages import Answer, Failure, Lease, Run
 from soloist.protocol.transitions import RequestEvent, RequestState, WorkerEvent, WorkerState
@@ -41,10 +49,12 @@ from soloist.supervisor.crew import (
     drained,
     exit_text,
     lost_with,
-    outcome_of,
 )
+from soloist.supervisor.deadlines import Deadlines
+from soloist.supervisor.rate import Limiter
 from soloist.supervisor.request import Outcome, Request
 from soloist.supervisor.restart import RestartPolicy
+from soloist.supervisor.retry import Retries, Retry
 
 BATCH_S = 0.002
 """Measured service time that may wait at a busy worker, so that it need not wait for us. Slow
@@ -65,15 +75,32 @@ class Pool:
         size: most workers at a time; they are started on demand.
         restart: decides when a worker that failed may be replaced.
         interrupt_grace_s: time for an interrupted turn to end before its worker is killed.
+        limiter: the Supervisor's rate limit; by default there is none.
+        retry: which requests run again after an error; by default none.
+        jitter: chance in [0, 1], for the waits before further attempts.
     """
 
-    def __init__(self, *, size: int, restart: RestartPolicy, interrupt_grace_s: float) -> None:
+    name = ""  # sessions have one
+
+    def __init__(
+        self,
+        *,
+        size: int,
+        restart: RestartPolicy,
+        interrupt_grace_s: float,
+        limiter: Limiter | None = None,
+        retry: Retry | None = None,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
         self.size = size
         self.workers: dict[int, Worker] = {}
         self.outstanding = 0
         self.restarts = 0
         self._restart = restart
         self._interrupt_grace_s = interrupt_grace_s
+        self._limiter = Limiter() if limiter is None else limiter
+        self._revoked_until = 0.0  # end of the pause for which everything was taken back
+        self._retries = Retries(retry, jitter)
         self._queue: deque[Request] = deque()
         self._queued = 0  # entries of _queue that are not settled yet
         self._idle: dict[int, Worker] = {}
@@ -84,7 +111,7 @@ class Pool:
         self._service_s = 1.0  # moving estimate; quick to rise, slow to fall
         self._tailed: dict[int, Worker] = {}  # more than one lease
         self._interrupting: dict[int, Worker] = {}
-        self._deadlines: list[tuple[float, int, Request]] = []
+        self._deadlines = Deadlines()
         self._order = itertools.count()
         self._incarnations: dict[int, int] = {}
         self._last_failure: SoloistError | None = None
@@ -106,7 +133,12 @@ class Pool:
     @property
     def running(self) -> int:
         """Requests that a worker holds, those prefetched included."""
-        return self.outstanding - self._queued
+        return self.outstanding - self._queued - self._retries.count
+
+    @property
+    def delayed(self) -> int:
+        """Requests that failed and wait for their next attempt."""
+        return self._retries.count
 
     # -- events from callers ---------------------------------------------------------------
 
@@ -117,22 +149,24 @@ class Pool:
         request.order = next(self._order)
         if self._closed is not None:
             return [self._settle(request, SupervisorClosed(self._closed, started=False))]
-        if request.deadline is not None:
-            heapq.heappush(self._deadlines, (request.deadline, request.order, request))
         self._queue.append(request)
-        self._sweep()
+        if request.deadline is not None:
+            self._deadlines.add(request)
+            self._deadlines.sweep(self.outstanding)
+        if len(self._queue) > 2 * self._queued + 64:  # more settled ones than others
+            self._queue = deque(r for r in self._queue if r.state is RequestState.QUEUED)
         return []
 
     def cancel(
         self, request: Request, now: float, error: SoloistError | None = None
     ) -> list[Action]:
-        """End a request early: queued ones at once, running ones by an interrupt.
+        """End a request early: those that wait at once, running ones by an interrupt.
 
         The caller of a running request learns of the end when its turn has been drained. A
         request that waits at a worker is revoked first; call again after ``revoked``.
         """
-        if request.state is RequestState.QUEUED:
-            return [self._settle(request, error or RequestCancelled(_CANCELLED, started=False))]
+        if request.state in _WAITING:
+            return [self._fail(request, error or RequestCancelled(_CANCELLED, started=False))]
         if request.state is not RequestState.LEASED:
             return []
         worker = self.workers[request.worker]
@@ -147,7 +181,7 @@ class Pool:
         return [Revoke(worker.number) for worker in self.workers.values() if worker.leases]
 
     def cancel_pending(self) -> list[Action]:
-        """End every request in the queue; ``revoke_all`` comes first."""
+        """End every request that waits; ``revoke_all`` comes first."""
         return self._fail_queue(RequestCancelled, _CANCELLED)
 
     # -- events from workers ---------------------------------------------------------------
@@ -161,11 +195,15 @@ class Pool:
         worker.pid = pid
         worker.is_interruptible = is_interruptible
 
-    def ready(self, number: int) -> None:
+    def ready(self, number: int) -> list[Action]:
         """The worker's client is connected."""
         worker = self.workers[number]
         worker.advance(WorkerEvent.READY)
         self._file(worker)
+        return []
+
+    def snapshot(self, number: int, data: bytes) -> None:
+        """A worker of the pool has nothing to continue from; only sessions do."""
 
     def broken(self, number: int, error: SoloistError) -> list[Action]:
         """The worker's client cannot start; the worker exits by itself.
@@ -208,10 +246,13 @@ class Pool:
             worker.acked = worker.claimed = lease
             worker.answered += 1
             slowest_s = max(slowest_s, outcome.duration_s)
-            if request.state is RequestState.LEASED:
-                actions.append(self._settle(request, outcome_of(outcome)))
+            if isinstance(outcome, Failure):
+                error, began = from_info(outcome.error), now - outcome.duration_s
+                actions += self._failed(request, error, began, now)
+            elif request.state is RequestState.LEASED:
+                actions.append(self._settle(request, outcome))
             elif request.state is RequestState.DRAINING:
-                actions.append(self._settle(request, drained(request)))
+                actions.append(self._fail(request, drained(request)))
         if slowest_s < 0:
             return []
         worker.head_since = now
@@ -242,7 +283,7 @@ class Pool:
     ) -> list[Action]:
         """The worker's process has ended and everything it said has been read.
 
-        What it had not claimed waits again, at most one request is lost, and the worker is
+        What it had not claimed waits again, at most one attempt is lost, and the worker is
         replaced as far as the restart policy allows.
         """
         worker = self.workers[number]
@@ -253,11 +294,11 @@ class Pool:
         lost = list(worker.leases)
         worker.leases.clear()
         self._forget(worker)
-        actions: list[Action] = [
-            self._settle(request, lost_with(worker, request, exitcode))
-            for request in lost
-            if request.state is not RequestState.SETTLED
-        ]
+        actions: list[Action] = []
+        for request in lost:
+            if request.state is not RequestState.SETTLED:
+                error = lost_with(worker, request, exitcode)
+                actions += self._failed(request, error, worker.head_since, now)
         if worker.answered == 0 and not is_ours:
             self._restart.failed(now)
             self._last_failure = worker.broken or WorkerLost(
@@ -279,20 +320,26 @@ class Pool:
         4. A worker with more than one lease has been silent for long: its ledger is read, and
            what waits behind the first lease is taken back.
         5. No worker is left and none may be started: everybody who waits is told.
+        6. A request's next attempt is due: it waits again, in its old place.
+        7. The limiter has to be asked: only idle workers get requests, each with a token. When a
+           pause begins, what no worker has claimed is taken back.
         """
-        if now >= self._inspect_at and (silent := self._inspect(now)):  # 4
-            return silent
+        if (
+            now >= self._inspect_at or now >= self._retries.next_at or not self._limiter.is_free
+        ) and (first := self._before(now)):
+            return first
         if not self._queued:
             self._spawn_at = math.inf
             return []
         runs: dict[int, list[Lease]] = {}
-        while self._queued and self._idle:  # 1
+        limiter = self._limiter
+        while self._queued and self._idle and (limiter.is_free or limiter.take(now)):  # 1, 7
             # The one that is idle the longest: its client had the time to begin anew.
             self._lease(next(iter(self._idle.values())), 1, runs, now)
         actions: list[Action] = []
         if self._queued:  # 2
             actions += self._spawn(now)
-        while self._queued and self._roomy:  # 3
+        while self._queued and self._roomy and limiter.is_free:  # 3
             self._share(runs, now)
         actions += [
             Dispatch(number, Run(tuple(leases), self.workers[number].acked))
@@ -306,18 +353,17 @@ class Pool:
     def expire(self, now: float) -> list[Action]:
         """End what has outlived its deadline: requests, and turns that were interrupted."""
         actions: list[Action] = []
-        while self._deadlines and self._deadlines[0][0] <= now:
-            request = self._deadlines[0][2]
+        while (request := self._deadlines.due(now)) is not None:
             if request.state is RequestState.LEASED:
                 worker = self.workers[request.worker]
                 if request.lease > worker.claimed:
                     return [*actions, Revoke(worker.number)]  # then this is called again
-                actions.append(self._settle(request, RequestTimeout(_TIMED_OUT)))
+                actions.append(self._fail(request, RequestTimeout(_TIMED_OUT)))
                 actions += self._interrupt(worker, request, now)
-            elif request.state is RequestState.QUEUED:
+            elif request.state in _WAITING:
                 timeout = RequestTimeout("the deadline passed in the queue", started=False)
-                actions.append(self._settle(request, timeout))
-            heapq.heappop(self._deadlines)
+                actions.append(self._fail(request, timeout))
+            self._deadlines.pop()
         for worker in list(self._interrupting.values()):
             if worker.interrupt_by is not None and worker.interrupt_by <= now:
                 actions += self._kill(worker)
@@ -325,14 +371,14 @@ class Pool:
 
     def next_deadline(self) -> float:
         """When ``assign`` and ``expire`` want to be called if nothing happens; may be never."""
-        times = [
+        times = [self._deadlines.next(), self._retries.next_at, self._spawn_at, self._inspect_at]
+        times += [
             worker.interrupt_by
             for worker in self._interrupting.values()
             if worker.interrupt_by is not None
         ]
-        if self._deadlines:
-            times.append(self._deadlines[0][0])
-        times += [self._spawn_at, self._inspect_at]
+        if self._queued and self._idle and not self._limiter.is_free:
+            times.append(self._limiter.next_at())
         return min(times)
 
     # -- closing -----------------------------------------------------------------------------
@@ -353,7 +399,7 @@ class Pool:
                 if request.state is RequestState.SETTLED:
                     continue
                 error = SupervisorClosed(reason, started=None)
-                actions.append(self._settle(request, error))
+                actions.append(self._fail(request, error))
                 actions += self._interrupt(worker, request, now)
         return actions
 
@@ -404,7 +450,8 @@ class Pool:
             worker.state in {WorkerState.STARTING, WorkerState.CONNECTING}
             for worker in self.workers.values()
         )
-        return [self.start_worker() for _ in range(min(free, self._queued - starting))]
+        wanted = self._queued - starting - len(self._idle)  # some are idle for want of a token
+        return [self.start_worker() for _ in range(min(free, wanted))]
 
     def start_worker(self) -> Spawn:
         """Take the lowest free number for a new worker."""
@@ -414,6 +461,16 @@ class Pool:
         self.restarts += incarnation > 1
         self.workers[number] = Worker(number, incarnation)
         return Spawn(number, incarnation)
+
+    def _before(self, now: float) -> list[Action]:
+        """What comes before anything is handed out; if it asks, decide again afterwards."""
+        if now >= self._retries.next_at:  # 6
+            self._enqueue(self._retries.due(now))
+        if now >= self._inspect_at and (silent := self._inspect(now)):  # 4
+            return silent
+        is_new_pause = self._revoked_until <= now < self._limiter.paused_until
+        self._revoked_until = self._limiter.paused_until
+        return self.revoke_all() if is_new_pause else []  # 7
 
     def _inspect(self, now: float) -> list[Action]:
         """Nothing waits behind a request that turned out slow.
@@ -492,6 +549,22 @@ class Pool:
         self._interrupting.pop(worker.number, None)
         self._file(worker)
 
+    def _failed(
+        self, request: Request, error: SoloistError, began: float, now: float
+    ) -> list[Action]:
+        """A worker's attempt ended with an error: try again, or tell the caller."""
+        self._limiter.heed(error, now)
+        if request.state is RequestState.DRAINING:
+            return [self._fail(request, drained(request))]
+        if request.state is not RequestState.LEASED:  # its caller has been told
+            return []
+        if self._retries.postpone(request, error, began, now):
+            return []
+        return [self._fail(request, error)]
+
+    def _fail(self, request: Request, error: SoloistError) -> Settle:
+        return self._settle(request, self._retries.ending(request, error))
+
     def _settle(self, request: Request, outcome: Outcome) -> Settle:
         self.outstanding -= 1
         self._queued -= request.state is RequestState.QUEUED
@@ -503,23 +576,14 @@ class Pool:
     ) -> list[Action]:
         """An error object of its own for everybody who waits: each caller may raise it."""
         waiting = [r for r in self._queue if r.state is RequestState.QUEUED]
+        waiting += self._retries.waiting()
         self._queue.clear()
         actions: list[Action] = []
         for request in waiting:
             error = cls(message, started=False)
             error.__cause__ = cause
-            actions.append(self._settle(request, error))
+            actions.append(self._fail(request, error))
         return actions
-
-    def _sweep(self) -> None:
-        """Drop settled requests from queue and deadlines before they outnumber the live ones."""
-        if len(self._queue) > 2 * self._queued + 64:
-            self._queue = deque(r for r in self._queue if r.state is RequestState.QUEUED)
-        if len(self._deadlines) > 2 * self.outstanding + 64:
-            self._deadlines = [
-                entry for entry in self._deadlines if entry[2].state is not RequestState.SETTLED
-            ]
-            heapq.heapify(self._deadlines)
 
     def _pop_queue(self) -> Request:
         while True:
@@ -529,20 +593,25 @@ class Pool:
                 return request
 
     def _requeue(self, requests: list[Request]) -> None:
-        """Put requests, in order, back where they came from in the queue."""
+        """What was taken back from a worker had no attempt there."""
         waiting = [r for r in requests if r.state is RequestState.LEASED]  # else its caller went
         for request in waiting:
             request.advance(RequestEvent.REVOKE)
             request.attempts -= 1
+        self._enqueue(waiting)
+
+    def _enqueue(self, waiting: list[Request]) -> None:
+        """Put requests back where they came from in the queue."""
         if not waiting:
             return
         self._queued += len(waiting)
-        queue, last = self._queue, waiting[-1].order
+        queue, last = self._queue, max(request.order for request in waiting)
         while queue and queue[0].order < last:  # few, however long the queue is
             waiting.append(queue.popleft())
         waiting.sort(key=lambda request: request.order)
         queue.extendleft(reversed(waiting))
 
 
+_WAITING = frozenset({RequestState.QUEUED, RequestState.DELAYED})
 _CANCELLED = "the request was cancelled"
 _TIMED_OUT = "the deadline passed while the request was running"

@@ -13,6 +13,7 @@ server that died also closes its workers' status pipes.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import io
 import json
@@ -36,9 +37,14 @@ from multiprocess.context import reduction
 
 from soloist.protocol.errors import ClientConnectError, SoloistError, SupervisorClosed, WorkerLost
 from soloist.supervisor.channel import identity
+from soloist.supervisor.crew import Spawn
 from soloist.supervisor.ledger import Ledger
 from soloist.worker import main as worker_main
 
+WorkerConfig = worker_main.WorkerConfig
+"""What a worker is told; here, because nothing else in the supervisor knows the worker."""
+HELPER_STOP_S = 3.0
+"""How long the helper may take to end."""
 RUN_VARIABLE = "SOLOIST_RUN_DIR"
 """In the environment of everything that a Supervisor starts: tells its processes from others'."""
 _PREFIX = "soloist-"
@@ -85,6 +91,10 @@ class RunFolder:
     def endpoint(self) -> str:
         """Where the workers connect."""
         return f"ipc://{self.path}/workers"
+
+    def session_endpoint(self, number: int) -> str:
+        """Where the callers of a shared session connect."""
+        return f"ipc://{self.path}/s{number}"
 
     @property
     def client_file(self) -> Path:
@@ -302,7 +312,7 @@ class _Fork:
         config: what the worker is told.
     """
 
-    def __init__(self, forkserver: Forkserver, config: worker_main.WorkerConfig) -> None:
+    def __init__(self, forkserver: Forkserver, config: WorkerConfig) -> None:
         buffer = io.BytesIO()
         # No path to a main module here: a worker never imports the user's.
         reduction.dump({"name": "soloist-worker"}, buffer)
@@ -338,9 +348,7 @@ class Spawner:
 
     Args:
         forkserver: where they are forked from.
-        folder: the run folder.
-        isolation: ``"prompt"`` or ``"worker"``.
-        max_payload_bytes: largest encoded answer.
+        template: what every worker of the pool is told, but for its number and incarnation.
         on_spawned: gets each started process; called on the spawner's thread.
         on_failed: gets number, incarnation and error of each start that failed.
     """
@@ -348,27 +356,23 @@ class Spawner:
     def __init__(
         self,
         forkserver: Forkserver,
-        folder: RunFolder,
+        template: WorkerConfig,
         *,
-        isolation: str,
-        max_payload_bytes: int,
         on_spawned: Callable[[WorkerProcess], None],
         on_failed: Callable[[int, int, SoloistError], None],
     ) -> None:
         self._forkserver = forkserver
-        self._folder = folder
-        self._isolation = isolation
-        self._max_payload_bytes = max_payload_bytes
+        self._template = template
         self._on_spawned = on_spawned
         self._on_failed = on_failed
-        self._orders: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[Spawn | None] = queue.SimpleQueue()
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="soloist-spawner", daemon=True)
         self._thread.start()
 
-    def spawn(self, number: int, incarnation: int) -> None:
+    def spawn(self, order: Spawn) -> None:
         """Order one worker."""
-        self._orders.put((number, incarnation))
+        self._orders.put(order)
 
     def close(self) -> None:
         """Start no more; orders that wait fail."""
@@ -386,30 +390,30 @@ class Spawner:
             with contextlib.suppress(queue.Empty):
                 while len(orders) < _AT_ONCE and (more := self._orders.get_nowait()) is not None:
                     orders.append(more)
-            begun = [(*order, self._begin(*order)) for order in orders]
-            for number, incarnation, fork in begun:
-                self._deliver(number, incarnation, fork)
+            begun = [(order, self._begin(order)) for order in orders]
+            for order, fork in begun:
+                self._deliver(order, fork)
 
-    def _begin(self, number: int, incarnation: int) -> _Fork | None:
+    def _begin(self, order: Spawn) -> _Fork | None:
         """Ask for one fork; ``None`` if that has to be tried again."""
         try:
             self._forkserver.ensure_running()
-            return _Fork(self._forkserver, self._config(number, incarnation))
+            return _Fork(self._forkserver, self._config(order))
         except Exception:  # noqa: BLE001 - it comes again, and is reported then
             return None
 
-    def _deliver(self, number: int, incarnation: int, fork: _Fork | None) -> None:
+    def _deliver(self, order: Spawn, fork: _Fork | None) -> None:
         try:
-            process = self._start(number, incarnation, fork)
+            process = self._start(order, fork)
         except SoloistError as error:
-            self._on_failed(number, incarnation, error)
+            self._on_failed(order.number, order.incarnation, error)
         except Exception as error:  # noqa: BLE001 - whatever the system refuses
             lost = WorkerLost(f"no worker could be started: {error!r}", started=False)
-            self._on_failed(number, incarnation, lost)
+            self._on_failed(order.number, order.incarnation, lost)
         else:
             self._on_spawned(process)
 
-    def _start(self, number: int, incarnation: int, fork: _Fork | None) -> WorkerProcess:
+    def _start(self, order: Spawn, fork: _Fork | None) -> WorkerProcess:
         """Finish one start; after the helper's death again until a new one answers."""
         deadline = time.monotonic() + _RETRY_S
         pause = threading.Event()
@@ -421,22 +425,22 @@ class Spawner:
             try:
                 if fork is None:
                     self._forkserver.ensure_running()
-                    fork = _Fork(self._forkserver, self._config(number, incarnation))
-                return fork.finish(number, incarnation)
+                    fork = _Fork(self._forkserver, self._config(order))
+                return fork.finish(order.number, order.incarnation)
             except (EOFError, BrokenPipeError, ConnectionError, FileNotFoundError):
                 fork = None
                 if time.monotonic() > deadline:
                     raise
                 pause.wait(0.02)  # the dying helper's guard is still there for a moment
 
-    def _config(self, number: int, incarnation: int) -> worker_main.WorkerConfig:
-        return worker_main.WorkerConfig(
-            endpoint=self._folder.endpoint,
-            identity=identity(number, incarnation),
-            client_file=str(self._folder.client_file),
-            isolation=self._isolation,
-            max_payload_bytes=self._max_payload_bytes,
+    def _config(self, order: Spawn) -> WorkerConfig:
+        return dataclasses.replace(
+            self._template,
+            identity=identity(order.number, order.incarnation),
             forkserver=self._forkserver.pid,
+            isolation="worker" if order.is_session else self._template.isolation,
+            is_session=order.is_session,
+            restore=order.restore,
         )
 
 

@@ -1,4 +1,4 @@
-"""The I/O thread: owns every socket, descriptor and timer, and runs the pool's actions.
+"""The I/O thread: owns every socket, descriptor and timer, and runs the decisions' actions.
 
 Callers hand over through a queue and one wake-up; nothing else is shared with them. No user code
 runs here, and nothing here waits except for events.
@@ -21,24 +21,46 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
+from soloist.protocol import codec
 from soloist.protocol.errors import (
     RemoteProtocolError,
     RequestCancelled,
+    SessionClosed,
     SlowReader,
     SoloistError,
     SupervisorClosed,
     WorkerLost,
     from_info,
 )
-from soloist.protocol.messages import Answer, Broken, Failure, Loaded, Ready, Streamed, WireMessage
+from soloist.protocol.messages import (
+    Answer,
+    Broken,
+    Command,
+    Control,
+    ControlReply,
+    Done,
+    Failure,
+    Loaded,
+    Ready,
+    Refused,
+    Snapshot,
+    Streamed,
+    WireMessage,
+)
 from soloist.protocol.messages import Interrupt as InterruptMessage
 from soloist.protocol.messages import Stop as StopMessage
+from soloist.protocol.transitions import WorkerState
+from soloist.supervisor.broker import Broker
+from soloist.supervisor.broker_channel import BrokerChannel, PeerContext
+from soloist.supervisor.brokers import Address, Brokers, SessionLimits, SessionPolicy
 from soloist.supervisor.channel import Channel
+from soloist.supervisor.control import ControlDesk
 from soloist.supervisor.crew import (
     Action,
     Dispatch,
+    Ended,
     Inspect,
     Interrupt,
     Kill,
@@ -46,17 +68,27 @@ from soloist.supervisor.crew import (
     Settle,
     Spawn,
     Stop,
+    Tell,
 )
+from soloist.supervisor.front import Front
 from soloist.supervisor.pool import Pool
-from soloist.supervisor.process import Forkserver, RunFolder, Spawner, WorkerProcess
-from soloist.supervisor.request import Request
-from soloist.supervisor.results import Stats, WorkerStats
+from soloist.supervisor.process import (
+    HELPER_STOP_S,
+    Forkserver,
+    RunFolder,
+    Spawner,
+    WorkerConfig,
+    WorkerProcess,
+)
+from soloist.supervisor.request import POOL, Request
+from soloist.supervisor.results import SessionStats, Stats, WorkerStats
 from soloist.supervisor.shutdown import Phase, Shutdown
 
 log = logging.getLogger("soloist.supervisor")
 
+_T = TypeVar("_T")
+
 _LONGEST_SLEEP_S = 3600.0  # epoll counts in milliseconds, in 32 bits
-_HELPER_STOP_S = 3.0
 _FRAME_ROOM_BYTES = 1024 * 1024
 """What may stand in one frame beside an answer of the largest size: smaller ones, envelopes."""
 
@@ -66,14 +98,15 @@ def _is_outcome(message: object) -> bool:
 
 
 class Reactor:
-    """Runs one pool.
+    """Runs one pool, and a broker for every session.
 
     Args:
-        pool: the decisions.
+        pool: its decisions.
         folder: the run folder; removed at the end.
         forkserver: where workers come from; stopped at the end.
-        isolation: ``"prompt"`` or ``"worker"``.
-        max_payload_bytes: largest encoded prompt or answer.
+        template: what every worker is told.
+        sessions: how sessions are made.
+        desk: answers what clients ask.
         interrupt_grace_s: time for interrupted turns to end.
     """
 
@@ -82,17 +115,25 @@ class Reactor:
         pool: Pool,
         folder: RunFolder,
         forkserver: Forkserver,
+        template: WorkerConfig,
+        sessions: SessionPolicy,
+        desk: ControlDesk,
         *,
-        isolation: str,
-        max_payload_bytes: int,
         interrupt_grace_s: float,
     ) -> None:
         self._pool = pool
         self._folder = folder
         self._forkserver = forkserver
-        self._isolation = isolation
-        self._max_payload_bytes = max_payload_bytes
+        self._template = template
+        self._sessions = sessions
+        self._desk = desk
         self._interrupt_grace_s = interrupt_grace_s
+        self._brokers = Brokers(
+            pool.size, sessions, self._new_front, self._close_front, self._execute
+        )
+        self._wet: set[Front] = set()  # sockets that have to be looked at
+        self._calls = itertools.count(1)
+        self._commands: dict[int, tuple[int, Future[None]]] = {}
         self._inbox: deque[Request | Callable[[], None]] = deque()
         self._is_asleep = False
         self._wake_r, self._wake_w = os.pipe()
@@ -115,6 +156,8 @@ class Reactor:
             Interrupt: self._do_interrupt,
             Stop: self._do_stop,
             Kill: self._do_kill,
+            Ended: self._session_ended,
+            Tell: self._do_tell,
         }
         self._thread = threading.Thread(target=self._run, name="soloist-io", daemon=True)
 
@@ -174,14 +217,73 @@ class Reactor:
 
     def stats(self) -> Stats:
         """A snapshot taken on the I/O thread."""
-        answer: Future[Stats] = Future()
-        self._post(lambda: answer.set_result(self._stats()))
-        while not self.is_closed.is_set():
+        try:
+            return self._ask(self._stats).result()
+        except SupervisorClosed:
+            return self._stats()
+
+    def open_session(
+        self, name: str, limits: SessionLimits, ready: Future[None] | None = None
+    ) -> Address:
+        """Give the session of that name, a new one if there is none or the name is empty.
+
+        Raises:
+            QueueFull, InvalidOptions, SupervisorClosed: see ``Brokers.open``.
+        """
+        return self._ask(lambda: self._brokers.open(name, limits, ready)).result()
+
+    def interrupt_session(self, number: int) -> None:
+        """End the running turn of a session early."""
+        self._post(lambda: self._brokers.interrupt(number, time.monotonic()))
+
+    def close_session(self, number: int, *, drain: bool) -> Future[None]:
+        """Close a session; the future is done when its worker has gone."""
+        closed: Future[None] = Future()
+
+        def close() -> None:
+            self._brokers.close(number, time.monotonic(), drain=drain, closed=closed)
+
+        def asked(answer: Future[None]) -> None:
+            if answer.exception() is not None:  # the Supervisor is closed
+                closed.set_result(None)
+
+        self._ask(close).add_done_callback(asked)
+        return closed
+
+    def session_stats(self, number: int) -> SessionStats | None:
+        """A snapshot of one session; ``None`` if it is over."""
+        try:
+            return self._ask(lambda: self._brokers.stats_of(number)).result()
+        except SupervisorClosed:
+            return None
+
+    def command(self, number: int, name: str, arguments: list[Any]) -> Future[None]:
+        """Call a method of a session's client that is no turn."""
+        done: Future[None] = Future()
+        data = codec.encode_value(arguments)
+        self._ask(lambda: self._command(number, name, data, done)).result()
+        return done
+
+    def _ask(self, call: Callable[[], _T]) -> Future[_T]:
+        """Have something done on the I/O thread; fails with ``SupervisorClosed`` after its end."""
+        answer: Future[_T] = Future()
+
+        def run() -> None:
+            if self.is_closed.is_set():
+                answer.set_exception(SupervisorClosed("the Supervisor is closed", started=False))
+                return
             try:
-                return answer.result(timeout=0.5)
-            except TimeoutError:
-                continue
-        return self._stats()
+                answer.set_result(call())
+            except SoloistError as error:
+                answer.set_exception(error)
+
+        self._post(run)
+        if self.is_closed.is_set():
+            if self._is_forked:
+                run()
+            else:
+                self._refuse_rest()
+        return answer
 
     def disown(self) -> None:
         """In a forked copy of the process: be closed, and touch nothing of the owner's."""
@@ -223,33 +325,35 @@ class Reactor:
         """Open what the thread owns; what is opened first is closed last, also after a failure."""
         ends = self._ends
         ends.callback(self._folder.remove)
-        ends.callback(self._forkserver.stop, _HELPER_STOP_S)
+        ends.callback(self._forkserver.stop, HELPER_STOP_S)
         self._channel = Channel(
-            self._folder.endpoint, max_bytes=self._max_payload_bytes + _FRAME_ROOM_BYTES
+            self._folder.endpoint, max_bytes=self._template.max_payload_bytes + _FRAME_ROOM_BYTES
         )
         ends.callback(self._channel.close)
         self._selector = ends.enter_context(selectors.DefaultSelector())
         self._selector.register(self._wake_r, selectors.EVENT_READ)
-        self._selector.register(self._channel.fileno(), selectors.EVENT_READ)
+        self._selector.register(self._channel.fileno(), selectors.EVENT_READ, self._channel)
+        self._peers = PeerContext(self._sessions.max_sessions)
+        ends.callback(self._peers.close)
+        ends.callback(self._brokers.close_fronts)
         ends.callback(self._close_processes)
         self._spawner = Spawner(
             self._forkserver,
-            self._folder,
-            isolation=self._isolation,
-            max_payload_bytes=self._max_payload_bytes,
+            self._template,
             on_spawned=lambda process: self._post(lambda: self._spawned(process)),
             on_failed=lambda *failure: self._post(lambda: self._spawn_failed(*failure)),
         )
-        ends.callback(self._spawner.join, _HELPER_STOP_S)
-        ends.callback(self._forkserver.stop, _HELPER_STOP_S)
+        ends.callback(self._spawner.join, HELPER_STOP_S)
+        ends.callback(self._forkserver.stop, HELPER_STOP_S)
         ends.callback(self._spawner.close)
 
     def _turn(self) -> None:
         """One turn: take in what there is, decide, then sleep until there is more."""
         self._take_inbox()
         self._take_messages()
+        self._take_from_peers()
         self._decide(time.monotonic())
-        if self._inbox or self._channel.has_input() or self._is_over():
+        if self._has_input() or self._is_over():
             return
         self._is_asleep = True
         if self._inbox:  # it came just before the flag
@@ -260,14 +364,25 @@ class Reactor:
         for key, _ in events:
             if key.fd == self._wake_r:
                 os.read(self._wake_r, 4096)
-            elif key.data is not None:
+            elif key.data is self._channel:
+                self._channel.wake()
+            elif isinstance(key.data, WorkerProcess):
                 self._exited(key.data)
+            elif key.data is not None:
+                key.data.channel.wake()
+                self._wet.add(key.data)
+
+    def _has_input(self) -> bool:
+        """Whether something has come that no descriptor will report."""
+        for front in [front for front in self._wet if not front.channel.has_input()]:
+            self._wet.remove(front)
+        return bool(self._wet or self._inbox) or self._channel.has_input()
 
     def _is_over(self) -> bool:
         return self._shutdown is not None and self._shutdown.phase is Phase.DONE
 
     def _timeout(self) -> float:
-        due = self._pool.next_deadline()
+        due = min(self._pool.next_deadline(), self._brokers.next_deadline())
         if self._shutdown is not None:
             due = min(due, self._shutdown.deadline())
         return min(_LONGEST_SLEEP_S, max(0.0, due - time.monotonic()))
@@ -276,15 +391,18 @@ class Reactor:
         inbox = self._inbox
         while inbox:
             item = inbox.popleft()
-            if type(item) is Request:
+            if type(item) is not Request:
+                item()  # type: ignore[operator]
+            elif item.session == POOL:
                 self._execute(self._pool.submit(item))
             else:
-                item()  # type: ignore[operator]
+                self._brokers.submit(item)
 
     def _take_messages(self) -> None:
         while (received := self._channel.receive()) is not None:
             number, incarnation, messages = received
-            worker = self._pool.workers.get(number)
+            owner = self._owner(number)
+            worker = None if owner is None else owner.workers.get(number)
             if worker is None or worker.incarnation != incarnation:
                 continue  # an earlier incarnation's last words
             if number not in self._processes:
@@ -296,7 +414,7 @@ class Reactor:
         """Take in what one worker said, outcomes that follow each other together."""
         for is_outcome, group in itertools.groupby(messages, _is_outcome):
             if is_outcome:
-                self._execute(self._pool.answered(number, group, time.monotonic()))
+                self._execute(self._crew(number).answered(number, group, time.monotonic()))
             else:
                 for message in group:
                     self._handle(number, message)
@@ -305,15 +423,23 @@ class Reactor:
         match message:
             case Streamed():
                 self._streamed(number, message)
-            case Loaded():
-                self._pool.loaded(number, message.pid, is_interruptible=message.is_interruptible)
+            case Loaded(_, pid, is_interruptible):
+                self._crew(number).loaded(number, pid, is_interruptible=is_interruptible)
                 self._first_worker_is(None)
             case Ready():
-                self._pool.ready(number)
+                self._execute(self._crew(number).ready(number))
             case Broken():
                 error = from_info(message.error)
                 self._first_worker_is(None if message.is_loaded else error)
-                self._execute(self._pool.broken(number, error))
+                self._execute(self._crew(number).broken(number, error))
+            case Snapshot(_, data):
+                self._crew(number).snapshot(number, data)
+            case Control():
+                self._question(number, message)
+            case Done(call):
+                self._command_ended(call, None)
+            case Refused(call, info):
+                self._command_ended(call, from_info(info))
             case _:
                 log.error("worker %d broke the protocol and is killed: %s", number, message)
                 self._do_kill(Kill(number))
@@ -321,7 +447,8 @@ class Reactor:
     def _decide(self, now: float) -> None:
         self._run_to_end(lambda: self._pool.expire(now))
         self._run_to_end(lambda: self._pool.assign(now))
-        if self._idle_waiters and not self._pool.outstanding:
+        self._brokers.decide(now)
+        if self._idle_waiters and not (self._pool.outstanding or self._brokers.outstanding):
             for waiter in self._idle_waiters:
                 waiter.set_result(None)
             self._idle_waiters.clear()
@@ -361,11 +488,11 @@ class Reactor:
         self._channel.send(process.number, process.incarnation, action.run)
 
     def _do_spawn(self, action: Spawn) -> None:
-        self._spawner.spawn(action.number, action.incarnation)
+        self._spawner.spawn(action)
 
     def _do_revoke(self, action: Revoke) -> None:
         process = self._processes[action.number]
-        self._pool.revoked(action.number, process.ledger.take_back())
+        self._crew(action.number).revoked(action.number, process.ledger.take_back())
 
     def _do_inspect(self, action: Inspect) -> None:
         self._handle_all(action.number, self._processes[action.number].ledger.read())
@@ -383,7 +510,14 @@ class Reactor:
             process.signal(signal.SIGKILL)  # it has not even connected
 
     def _do_kill(self, action: Kill) -> None:
-        self._processes[action.number].signal(signal.SIGKILL)
+        process = self._processes.get(action.number)
+        if process is not None:  # else it is killed as soon as it is known
+            process.signal(signal.SIGKILL)
+
+    def _do_tell(self, action: Tell) -> None:
+        process = self._processes[action.number]
+        message = Command(action.call, action.name, action.arguments)
+        self._channel.send(process.number, process.incarnation, message)
 
     # -- events ----------------------------------------------------------------------------------
 
@@ -395,7 +529,8 @@ class Reactor:
             return
         self._processes[number] = process
         self._selector.register(process.fileno(), selectors.EVENT_READ, process)
-        if self._shutdown is not None and self._shutdown.phase >= Phase.STOP:
+        worker = self._crew(number).workers[number]
+        if worker.state is WorkerState.STOPPING:  # nobody wants it any more
             process.signal(signal.SIGKILL)
         self._handle_all(number, self._early.pop(number, []))
 
@@ -406,7 +541,7 @@ class Reactor:
             return
         log.warning("worker %d could not be started: %s", number, error)
         self._first_worker_is(error)
-        self._execute(self._pool.spawn_failed(number, error, time.monotonic()))
+        self._execute(self._crew(number).spawn_failed(number, error, time.monotonic()))
 
     def _exited(self, process: WorkerProcess) -> None:
         """A worker's process has ended: read all it left, then let the pool decide."""
@@ -416,11 +551,12 @@ class Reactor:
         self._handle_all(number, process.ledger.read())
         unclaimed = process.ledger.take_back()
         exitcode = process.exitcode()
-        worker = self._pool.workers[number]
-        log.info("%r exited with code %s", worker, exitcode)
+        crew = self._crew(number)
+        log.info("%r exited with code %s", crew.workers[number], exitcode)
         del self._processes[number]
         process.close()
-        self._execute(self._pool.exited(number, exitcode, unclaimed, time.monotonic()))
+        self._commands_lost(number, exitcode)
+        self._execute(crew.exited(number, exitcode, unclaimed, time.monotonic()))
         self._first_worker_is(
             WorkerLost(
                 f"the first worker died while it loaded the client (code {exitcode})",
@@ -429,13 +565,23 @@ class Reactor:
         )
 
     def _streamed(self, number: int, message: Streamed) -> None:
-        leases = self._pool.workers[number].leases
+        leases = self._crew(number).workers[number].leases
         if not leases or leases[0].lease != message.lease or leases[0].outcome is not None:
             return
         request = leases[0]
         if not request.sink.stream(request, message.message):
             error = SlowReader("the reader of the stream fell too far behind")
             self._cancel([request], error)
+
+    def _owner(self, number: int) -> Pool | Broker | None:
+        """Who decides for the worker of that number; a broker is asked to decide soon."""
+        return self._pool if number < self._pool.size else self._brokers.touch(number)
+
+    def _crew(self, number: int) -> Pool | Broker:
+        """Who decides for a worker that there is."""
+        owner = self._owner(number)
+        assert owner is not None
+        return owner
 
     def _first_worker_is(self, error: SoloistError | None) -> None:
         if self._first_worker.done():
@@ -445,19 +591,77 @@ class Reactor:
         else:
             self._first_worker.set_exception(error)
 
+    # -- beside the turns ------------------------------------------------------------------------
+
+    def _question(self, number: int, question: Control) -> None:
+        """A client asks its caller; who has lost interest does not answer any more."""
+        process = self._processes[number]
+        crew = self._crew(number)
+        leases = crew.workers[number].leases
+        request = leases[0] if leases and leases[0].lease == question.lease else None
+
+        def reply(answer: ControlReply) -> None:
+            self._post(lambda: self._do_reply(process, answer))
+
+        self._desk.ask(
+            question,
+            "" if request is None else request.prompt,
+            crew.name,
+            None if request is None else request.on_control,
+            reply,
+        )
+
+    def _do_reply(self, process: WorkerProcess, answer: ControlReply) -> None:
+        if self._processes.get(process.number) is process:
+            self._channel.send(process.number, process.incarnation, answer)
+
+    def _command(self, number: int, name: str, arguments: bytes, done: Future[None]) -> None:
+        broker = self._brokers.touch(number)
+        if broker is None:
+            raise SessionClosed("the session is closed", started=False)
+        call = next(self._calls)
+        self._commands[call] = (number, done)
+        try:
+            self._execute(broker.command(call, name, arguments))
+        except SoloistError:
+            del self._commands[call]
+            raise
+
+    def _command_ended(self, call: int, error: SoloistError | None) -> None:
+        _, done = self._commands.pop(call, (0, None))
+        if done is None:
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    def _session_ended(self, action: Ended) -> None:
+        self._commands_lost(action.number, None)
+        self._brokers.ended(action)
+
+    def _commands_lost(self, number: int, exitcode: int | None) -> None:
+        for call, (owner, _) in list(self._commands.items()):
+            if owner == number:
+                lost = WorkerLost("the worker died meanwhile", exitcode=exitcode)
+                self._command_ended(call, lost)
+
     # -- orders from callers ---------------------------------------------------------------------
 
     def _cancel(self, requests: list[Request], error: SoloistError | None = None) -> None:
         for request in requests:
             now = time.monotonic()
-            self._run_to_end(lambda r=request, t=now: self._pool.cancel(r, t, error))  # type: ignore[misc]
+            owner = self._pool if request.session == POOL else self._brokers.touch(request.session)
+            if owner is not None:
+                self._run_to_end(lambda o=owner, r=request, t=now: o.cancel(r, t, error))  # type: ignore[misc]
 
     def _cancel_pending(self) -> None:
         self._execute(self._pool.revoke_all())
         self._execute(self._pool.cancel_pending())
+        self._brokers.cancel_pending()
 
     def _drain(self, idle: Future[None]) -> None:
-        self._pool.close_intake("the Supervisor is draining and takes no more requests")
+        self._close_intake("the Supervisor is draining and takes no more requests")
         if self.is_closed.is_set():
             idle.set_result(None)
         else:
@@ -465,22 +669,30 @@ class Reactor:
 
     def _close(self, drain_s: float | None, at_least: Phase) -> None:
         now = time.monotonic()
-        self._pool.close_intake("the Supervisor is closed")
+        self._close_intake("the Supervisor is closed")
         if self._shutdown is None:
             self._shutdown = Shutdown(now, drain_s=drain_s, interrupt_s=self._interrupt_grace_s)
         self._shutdown.hurry(now, drain_s=drain_s, to=at_least)
 
+    def _close_intake(self, reason: str) -> None:
+        self._pool.close_intake(reason)
+        self._brokers.close_intake(reason)
+
     def _advance_shutdown(self, shutdown: Shutdown, now: float) -> None:
         while True:
-            phase = shutdown.advance(now, busy=self._pool.busy, alive=len(self._pool.workers))
+            busy = self._pool.busy + self._brokers.busy
+            alive = len(self._pool.workers) + self._brokers.alive
+            phase = shutdown.advance(now, busy=busy, alive=alive)
             match phase:
                 case None | Phase.DONE:
                     return
                 case Phase.INTERRUPT:
                     self._execute(self._pool.revoke_all())
                     self._execute(self._pool.abort(now))
+                    self._brokers.abort(now)
                 case Phase.STOP:
                     self._execute(self._pool.stop_workers())
+                    self._brokers.stop_workers(now)
                 case Phase.TERM | Phase.KILL:
                     number = signal.SIGTERM if phase is Phase.TERM else signal.SIGKILL
                     for process in self._processes.values():
@@ -502,6 +714,7 @@ class Reactor:
             running=pool.running,
             restarts=pool.restarts,
             is_closed=self._shutdown is not None,
+            sessions=self._brokers.stats(),
             **self._counts,
         )
 
@@ -511,10 +724,41 @@ class Reactor:
         """After a defect of this thread: everybody is told."""
         reason = f"the I/O thread failed: {type(error).__name__}: {error}"
         self._first_worker_is(SupervisorClosed(reason))
-        self._pool.close_intake(reason)
-        for action in self._pool.abort(time.monotonic()):
-            if isinstance(action, Settle):
-                self._do_settle(action)
+        self._close_intake(reason)
+        now = time.monotonic()
+        for crew in (self._pool, *self._brokers):
+            for action in crew.abort(now):
+                if isinstance(action, Settle):
+                    self._do_settle(action)
+
+    def _new_front(self, broker: Broker) -> Front:
+        """Bind a shared session's socket."""
+        endpoint = self._folder.session_endpoint(broker.number)
+        room = self._template.max_payload_bytes + _FRAME_ROOM_BYTES
+        channel = BrokerChannel(self._peers, endpoint, max_bytes=room)
+        front = Front(
+            channel,
+            endpoint,
+            broker,
+            max_payload_bytes=self._template.max_payload_bytes,
+            stream_buffer_bytes=self._sessions.stream_buffer_bytes,
+            submit=self._brokers.submit,
+            cancel=lambda request: self._cancel([request]),
+            on_sent=self._wet.add,
+        )
+        self._selector.register(channel.fileno(), selectors.EVENT_READ, front)
+        self._wet.add(front)
+        return front
+
+    def _close_front(self, front: Front) -> None:
+        self._selector.unregister(front.channel.fileno())
+        self._wet.discard(front)
+        front.channel.close()
+
+    def _take_from_peers(self) -> None:
+        """Look at the sockets that were readable or were sent on; the edge is reported once."""
+        while self._wet:
+            self._wet.pop().take()
 
     def _close_processes(self) -> None:
         for process in self._processes.values():
@@ -527,6 +771,9 @@ class Reactor:
         for waiter in self._idle_waiters:
             waiter.set_result(None)
         self._idle_waiters.clear()
+        self._brokers.give_up()
+        for call in list(self._commands):
+            self._command_ended(call, SupervisorClosed("the Supervisor is closed"))
         self._refuse_rest()
         self._wake_w, wake_w = -1, self._wake_w
         os.close(self._wake_r)

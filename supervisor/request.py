@@ -14,6 +14,9 @@ from soloist.protocol.errors import SoloistError
 from soloist.protocol.messages import Answer
 from soloist.protocol.transitions import REQUEST, RequestEvent, RequestState, advance
 
+POOL = -1
+"""In the place of a session's number: any worker of the pool."""
+
 Outcome: TypeAlias = Answer | SoloistError
 """How a request ended: the worker's answer, or the error that its caller gets."""
 
@@ -48,6 +51,11 @@ class Request:
     worker = -1
     lease = 0
     attempts = 0
+    failure: SoloistError | None = None  # what its last attempt ended with, if it was retried
+    may_have_run = False  # in an attempt that was retried
+    began = 0.0  # when its first attempt did, if that was retried
+    session = POOL
+    on_control: Any = None  # answers what the client asks its caller meanwhile
 
     def __init__(
         self,

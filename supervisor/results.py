@@ -92,6 +92,25 @@ class WorkerStats:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionStats:
+    """One session at the moment of the snapshot.
+
+    ``name`` is empty for an owned session. ``state`` is one of ``starting``, ``idle``,
+    ``running``, ``draining`` (the rest of a turn that nobody wants), ``lost``, ``closing``.
+    ``queued`` requests wait, ``answered`` turns have ended in all incarnations. ``pid`` is its
+    worker's, 0 while there is none.
+    """
+
+    name: str
+    state: str
+    incarnation: int
+    endpoint: str
+    queued: int
+    answered: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """A Supervisor at one moment.
 
@@ -109,3 +128,4 @@ class Stats:
     cancelled: int
     restarts: int
     is_closed: bool
+    sessions: tuple[SessionStats, ...] = ()

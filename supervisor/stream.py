@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 
 from soloist.supervisor.request import Request
 
@@ -27,6 +28,7 @@ class Stream:
         self._is_behind = False
         self._settled: Request | None = None
         self._condition = threading.Condition()
+        self._notify: Callable[[], None] | None = None
 
     def next(self) -> bytes | None:
         """Wait for the next encoded message; ``None`` when the request has its outcome."""
@@ -39,13 +41,25 @@ class Stream:
             self._bytes -= len(message)
             return message
 
+    def arm(self, notify: Callable[[], None]) -> bool:
+        """Have the reader told when ``next`` need not wait; ``False`` if it need not now.
+
+        Args:
+            notify: called on the I/O thread, once.
+        """
+        with self._condition:
+            if self._messages or self._settled is not None:
+                return False
+            self._notify = notify
+            return True
+
     # -- the I/O thread's side ---------------------------------------------------------------
 
     def settle(self, request: Request) -> None:
         """The request has its outcome."""
         with self._condition:
             self._settled = request
-            self._condition.notify()
+            self._wake()
 
     def stream(self, request: Request, message: bytes) -> bool:
         """Take one message; ``False`` if the reader is too far behind for it."""
@@ -57,5 +71,11 @@ class Stream:
                 return False
             self._messages.append(message)
             self._bytes += len(message)
-            self._condition.notify()
+            self._wake()
             return True
+
+    def _wake(self) -> None:
+        self._condition.notify()
+        if self._notify is not None:
+            notify, self._notify = self._notify, None
+            notify()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 
 from soloist.protocol.messages import Answer
 from soloist.supervisor.request import Request
@@ -45,6 +46,7 @@ class Window:
         self._is_waiting = False
         self._awaited: Request | None = None
         self._wakeup = threading.Event()
+        self._notify: Callable[[], None] | None = None  # in place of the event
         self.first_error: Request | None = None
 
     def __len__(self) -> int:
@@ -80,18 +82,27 @@ class Window:
 
     def wait(self, deadline: float | None) -> bool:
         """Sleep until ``is_ready`` or ``has_failed``; ``False`` if ``deadline`` came first."""
-        while not (self.is_ready() or self.has_failed()):
-            self._wakeup.clear()
-            self._awaited = self._inside[0] if self._is_ordered else None
-            self._is_waiting = True
-            if self.is_ready() or self.has_failed():  # it came just before the flag
-                break
+        while self.arm():
             timeout = None if deadline is None else deadline - time.monotonic()
             if timeout is not None and timeout <= 0:
                 return False
             self._wakeup.wait(timeout)
         self._is_waiting = False
         return True
+
+    def arm(self, notify: Callable[[], None] | None = None) -> bool:
+        """Have the consumer woken by what it waits for; ``False`` if that is there already.
+
+        Args:
+            notify: called on the I/O thread, once, in place of waking who sleeps in ``wait``.
+        """
+        if self.is_ready() or self.has_failed():
+            return False
+        self._wakeup.clear()
+        self._notify = notify
+        self._awaited = self._inside[0] if self._is_ordered else None
+        self._is_waiting = True
+        return not (self.is_ready() or self.has_failed())  # it may have come before the flag
 
     def has_failed(self) -> bool:
         """Whether there is an error that the consumer must not wait for in order."""
@@ -122,7 +133,7 @@ class Window:
             self._inside.append(request)
         if self._is_waiting and (is_error or self._awaited is None or self._awaited is request):
             self._is_waiting = False
-            self._wakeup.set()
+            (self._notify or self._wakeup.set)()
 
     def stream(self, request: Request, message: bytes) -> bool:
         """A window takes no parts."""

@@ -1,8 +1,8 @@
 """The host: owns exactly one client and takes it through its turns.
 
 Each state is a method of :class:`Host` that is awaited to its end before the next begins:
-``connect``, ``turn``, ``renew``, ``disconnect``; ``interrupt`` alone may come amid a turn. So
-there are never two clients, nor two turns, at once. The client is the user's code: whatever it
+``connect``, ``turn``, ``renew``, ``disconnect``; ``interrupt`` and ``command`` alone may come amid
+a turn. So there are never two clients, nor two turns, at once. The client is the user's code: whatever it
 raises becomes a :class:`SoloistError`, and nothing that it leaves hanging holds the host up.
 
 Invariant: when ``turn`` has returned or raised, no message of that turn can reach another: the
@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -21,6 +23,7 @@ from soloist.protocol import codec, content
 from soloist.protocol.errors import (
     ClientConnectError,
     ClientError,
+    InvalidOptions,
     InvalidPrompt,
     RateLimited,
     ResultNotSerializable,
@@ -37,7 +40,13 @@ RESET_S = 10.0
 """How long a client may take to reset before it is replaced."""
 CANCEL_S = 1.0
 """How long what was cut off may take to notice it."""
+SNAPSHOT_S = 10.0
+"""How long a client may take to say how it can be continued."""
+COMMANDS = frozenset({"set_model", "set_permission_mode"})
+"""Methods of a client that may be called beside its turns, where it has them."""
 RATE_LIMIT_STATUS = 429
+
+_log = logging.getLogger("soloist.worker")
 
 
 class Host:
@@ -46,19 +55,40 @@ class Host:
     Args:
         new_client: builds a client that is not connected.
         isolation: ``"prompt"`` for a new conversation per prompt, ``"worker"`` to keep it.
+        restore: the encoded snapshot of the conversation to continue; empty for a new one.
+        has_control: whether the client's callbacks go to the caller unless it has its own.
 
     Raises:
         SoloistError: the client cannot be built; what is not typed becomes
             ``ClientConnectError``.
     """
 
-    def __init__(self, new_client: Callable[[], Any], *, isolation: str) -> None:
+    def __init__(
+        self,
+        new_client: Callable[[], Any],
+        *,
+        isolation: str,
+        restore: bytes = b"",
+        has_control: bool = False,
+    ) -> None:
         self._new_client = new_client
+        self._restore = restore
+        self._has_control = has_control
         self._is_fresh_per_prompt = isolation == "prompt"
         self._client = self._built()
         self._is_spoilt = False
         self._is_in_turn = False
         self._interrupts: asyncio.Task[None] | None = None
+
+    @property
+    def restored(self) -> bytes:
+        """The encoded snapshot that the client continues; empty if it began anew."""
+        return self._restore
+
+    @property
+    def is_spoilt(self) -> bool:
+        """Whether the client has died or may hold remains of an earlier turn."""
+        return self._is_spoilt
 
     async def connect(self) -> None:
         """Start the client's conversation.
@@ -67,6 +97,8 @@ class Host:
             SoloistError: it cannot; anything that is not typed becomes ``ClientConnectError``.
         """
         try:
+            if self._restore:
+                await _awaited(self._client.restore(codec.decode_value(self._restore)))
             await self._client.connect()
         except SoloistError:
             raise
@@ -135,6 +167,40 @@ class Host:
         self._is_spoilt = False
         await self.connect()
 
+    async def snapshot(self) -> bytes:
+        """What a replacement of this client needs to continue; empty if it cannot be continued."""
+        take = getattr(self._client, "snapshot", None)
+        if not callable(take) or not callable(getattr(self._client, "restore", None)):
+            return b""
+        try:
+            async with asyncio.timeout(SNAPSHOT_S):
+                value = await _awaited(take())
+            return b"" if value is None else codec.encode_value(value)
+        except BaseException as error:
+            if _is_ours(error):
+                raise
+            _log.warning("the client gave no snapshot: %s", client_error(error))
+            return b""
+
+    async def command(self, name: str, arguments: list[Any]) -> None:
+        """Call a method of the client that is no turn.
+
+        Raises:
+            InvalidOptions: the client has no such method.
+            SoloistError: what it raised; anything that is not typed, as ``ClientError``.
+        """
+        method = getattr(self._client, name, None) if name in COMMANDS else None
+        if not callable(method):
+            raise InvalidOptions(f"the client {type(self._client).__name__} has no {name}()")
+        try:
+            await _awaited(method(*arguments))
+        except SoloistError:
+            raise
+        except BaseException as error:
+            if _is_ours(error):
+                raise
+            raise client_error(error) from error
+
     async def disconnect(self) -> None:
         """End the client, in bounded time, whatever it raises."""
 
@@ -149,11 +215,14 @@ class Host:
 
     def _built(self) -> Any:
         try:
-            return self._new_client()
+            client = self._new_client()
+            if self._has_control and callable(getattr(client, "use_control", None)):
+                client.use_control()
         except SoloistError:
             raise
         except BaseException as error:
             raise _no_client("be built", error) from error
+        return client
 
     def _is_connected(self) -> bool:
         """What the client says of itself; one that says nothing can go on."""
@@ -233,16 +302,22 @@ class _Turn:
 
     def _take(self, message: object) -> None:
         try:
-            encoded = codec.encode_message(message)
-            self._maps.append(content.to_map(message))
+            value = content.to_map(message)
+            encoded = codec.encode_map(value)
         except (TypeError, ValueError, OverflowError) as error:
             self._refusal = ResultNotSerializable(
                 f"a {type(message).__name__} of the client cannot be sent: {error}"
             )
             return
+        self._maps.append(value)
         self._encoded.append(encoded)
         if self._on_message is not None:
             self._on_message(encoded)
+
+
+async def _awaited(value: Any) -> Any:
+    """The value, awaited if the user's method is async."""
+    return await value if inspect.isawaitable(value) else value
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -8,12 +8,14 @@ each outcome into the ledger before they send it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from soloist.protocol import codec
+from soloist.protocol import codec, ledger
 from soloist.protocol.errors import (
+    InvalidOptions,
     LocalProtocolError,
     PayloadTooLarge,
     RequestCancelled,
@@ -24,16 +26,22 @@ from soloist.protocol.errors import (
 from soloist.protocol.messages import (
     Answer,
     Broken,
+    Command,
+    ControlReply,
+    Done,
     Failure,
     Interrupt,
     Lease,
     Loaded,
     Ready,
+    Refused,
     Run,
+    Snapshot,
     Stop,
     Streamed,
     WireMessage,
 )
+from soloist.worker import control
 from soloist.worker.channel import Channel
 from soloist.worker.clients import function
 from soloist.worker.host import Host
@@ -43,6 +51,8 @@ FLUSH_S = 0.001
 """How long finished outcomes may be held back to go out together."""
 FLUSH_BYTES = 64 * 1024
 """Bytes of finished outcomes that go out at once."""
+
+_log = logging.getLogger("soloist.worker")
 
 
 class Desk:
@@ -94,6 +104,13 @@ class Desk:
             self.flush()
             self._flushed = now
 
+    def put(self, payload: bytes) -> None:
+        """Hold an encoded message back, but not too many; ``flush`` must follow soon."""
+        self._outbox.append(payload)
+        self._outbox_bytes += len(payload)
+        if self._outbox_bytes >= FLUSH_BYTES:
+            self.flush()
+
     def flush(self) -> None:
         """Send what is held back."""
         if self._outbox:
@@ -105,12 +122,16 @@ class Desk:
         """Reply with an error."""
         self.reply(Failure(lease, duration_s, to_info(error)))
 
-    def announce(self, message: Loaded | Broken) -> None:
+    def announce(self, message: Loaded | Broken | Snapshot) -> None:
         """Say, in a way that survives this process, how far the client has come."""
         payload = codec.encode(message)
-        self._ledger.append(0, payload, acked=self.claims.acked)
+        lease = message.lease if isinstance(message, Snapshot) else ledger.NO_LEASE
+        self._ledger.append(lease, payload, acked=self.claims.acked)
         self._outbox.append(payload)
-        self.flush()
+        self._outbox_bytes += len(payload)
+        # A large one goes by itself: together with a large outcome it would be too much.
+        if lease == ledger.NO_LEASE or self._outbox_bytes >= FLUSH_BYTES:
+            self.flush()
 
     def _encode(self, outcome: Answer | Failure) -> bytes:
         try:
@@ -127,8 +148,10 @@ class Desk:
         return codec.encode(Failure(outcome.lease, outcome.duration_s, to_info(refusal)))
 
 
-def run_sync(desk: Desk, call: Callable[[Any], Any]) -> None:
+def run_sync(desk: Desk, call: Callable[[Any], Any], *, is_session: bool = False) -> None:
     """Serve a sync callable until told to stop."""
+    if is_session:  # a bare callable is stateless by contract: any other can continue
+        desk.announce(Snapshot(ledger.NO_LEASE, codec.encode_value({})))
     desk.channel.send(Ready())
     while True:
         lease = desk.claim()
@@ -139,6 +162,9 @@ def run_sync(desk: Desk, call: Callable[[Any], Any]) -> None:
         message = desk.channel.receive()
         if isinstance(message, Run):
             desk.claims.add(message)
+        elif isinstance(message, Command):
+            error = InvalidOptions(f"a bare callable has no {message.name}()")
+            desk.channel.send(Refused(message.number, to_info(error)))
         elif isinstance(message, Stop):
             return
 
@@ -153,21 +179,43 @@ def _run_one(desk: Desk, lease: Lease, call: Callable[[Any], Any]) -> None:
         desk.reply(Answer(lease.number, time.monotonic() - started, text, 1, b""))
 
 
-async def run_async(desk: Desk, host: Host) -> bool:
-    """Serve a client until told to stop; whether its end was in order."""
-    return await _AsyncLoop(desk, host).run()
+async def run_async(
+    desk: Desk, host: Host, *, is_session: bool = False, control_timeout_s: float = 0.0
+) -> bool:
+    """Serve a client until told to stop; whether its end was in order.
+
+    Args:
+        desk: where leases come from and outcomes go.
+        host: holds the client.
+        is_session: whether a client that has died ends the worker, so that the supervisor knows;
+            snapshots of the client are sent then.
+        control_timeout_s: how long the client's questions to its caller may take.
+    """
+    return await _AsyncLoop(desk, host, is_session, control_timeout_s).run()
 
 
 class _AsyncLoop:
-    def __init__(self, desk: Desk, host: Host) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        host: Host,
+        is_session: bool = False,  # noqa: FBT001, FBT002 - private
+        control_timeout_s: float = 0.0,
+    ) -> None:
         self._desk = desk
         self._host = host
+        self._is_session = is_session
+        self._snapshot = host.restored  # what the supervisor has
+        self._controls = control.Controls(self._send, timeout_s=control_timeout_s)
+        self._commands: set[asyncio.Task[None]] = set()
+        self._is_flush_due = False
         self._running = 0  # lease of the turn in flight
         self._unwanted = 0  # highest lease whose interrupt came before its turn
         self._news = asyncio.Event()
         self._stopped = asyncio.Event()
 
     async def run(self) -> bool:
+        control.install(self._controls)
         loop = asyncio.get_running_loop()
         descriptor = self._desk.channel.fileno()
         loop.add_reader(descriptor, self._drain)
@@ -193,9 +241,13 @@ class _AsyncLoop:
     async def _serve(self) -> bool:
         try:
             await self._host.connect()
+            await self._save(ledger.NO_LEASE)
             self._send(Ready())
             while True:
                 await self._turn(await self._next())
+                if self._is_session and self._host.is_spoilt:
+                    self._desk.flush()
+                    return False
                 await self._host.renew()
         except SoloistError as error:
             self._desk.announce(Broken(is_loaded=True, error=to_info(error)))
@@ -210,31 +262,68 @@ class _AsyncLoop:
         return lease
 
     async def _turn(self, lease: Lease) -> None:
-        self._running = lease.number
+        self._running = self._controls.lease = lease.number
         started = time.monotonic()
         on_message = self._streamer(lease.number) if lease.is_streamed else None
         try:
             if lease.number == self._unwanted:
                 raise RequestCancelled("it was cancelled before its turn began")
             prompt = codec.decode_prompt(lease.prompt)
-            self._desk.reply(await self._host.turn(lease.number, prompt, on_message))
+            answer = await self._host.turn(lease.number, prompt, on_message)
+            await self._save(lease.number)
+            self._desk.reply(answer)
         except SoloistError as error:
+            await self._save(lease.number)
             self._desk.fail(lease.number, time.monotonic() - started, error)
         finally:
             self._running = 0
         self._drain()
 
+    async def _save(self, lease: int) -> None:
+        """Before a turn's outcome: what a replacement needs to continue after that turn."""
+        if not self._is_session or self._host.is_spoilt:
+            return
+        snapshot = await self._host.snapshot()
+        if len(snapshot) > self._desk.max_bytes:
+            _log.warning("a snapshot of %d bytes is over max_payload_bytes", len(snapshot))
+            snapshot = b""
+        # Before its first turn a client holds what was restored, whether it can say so or not.
+        is_news = snapshot != self._snapshot and (snapshot or lease != ledger.NO_LEASE)
+        if is_news:
+            self._snapshot = snapshot
+            self._desk.announce(Snapshot(lease, snapshot))
+
+    async def _command(self, command: Command) -> None:
+        try:
+            arguments = codec.decode_value(command.arguments)
+            await self._host.command(command.name, arguments)
+        except SoloistError as error:
+            self._send(Refused(command.number, to_info(error)))
+        else:
+            self._send(Done(command.number))
+
     def _streamer(self, lease: int) -> Callable[[bytes], None]:
+        """Send messages when the client lets go of the loop: what it yields at once goes at once."""
+        loop = asyncio.get_running_loop()
+
         def send(data: bytes) -> None:
-            if len(data) <= self._desk.max_bytes:  # else the answer is refused as a whole
-                self._send(Streamed(lease, data))
+            if len(data) > self._desk.max_bytes:  # the answer is refused as a whole
+                return
+            self._desk.put(codec.encode(Streamed(lease, data)))
+            if not self._is_flush_due:
+                self._is_flush_due = True
+                loop.call_soon(self._flush)
 
         return send
 
-    def _send(self, message: WireMessage) -> None:
+    def _flush(self) -> None:
+        self._is_flush_due = False
         self._desk.flush()
-        self._desk.channel.send(message)
         self._drain()  # the descriptor is edge-triggered: look again after every send
+
+    def _send(self, message: WireMessage) -> None:
+        self._desk.put(codec.encode(message))
+        self._flush()
 
     def _drain(self) -> None:
         while (message := self._desk.channel.receive_nowait()) is not None:
@@ -248,5 +337,11 @@ class _AsyncLoop:
                     self._unwanted = max(self._unwanted, lease)
                 case Stop():
                     self._stopped.set()
+                case ControlReply():
+                    self._controls.resolve(message)
+                case Command():
+                    task = asyncio.ensure_future(self._command(message))
+                    self._commands.add(task)
+                    task.add_done_callback(self._commands.discard)
                 case _:
                     raise LocalProtocolError(f"a worker gets no {type(message).__name__}")

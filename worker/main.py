@@ -17,6 +17,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from multiprocess import forkserver as mp_forkserver
@@ -75,12 +76,16 @@ class WorkerConfig:
     object of ``multiprocess``.
     """
 
-    endpoint: str
-    identity: bytes
-    client_file: str
     isolation: str
     max_payload_bytes: int
-    forkserver: int
+    endpoint: str = ""
+    identity: bytes = b""
+    client_file: str = ""
+    forkserver: int = 0
+    is_session: bool = False
+    restore: bytes = b""
+    has_control: bool = False
+    control_timeout_s: float = 0.0
 
     def _bootstrap(self, _parent_sentinel: int) -> int:
         grants, outcomes = mp_forkserver.get_inherited_fds()
@@ -122,22 +127,36 @@ def _become_worker(config: WorkerConfig) -> None:
 def _prepare(config: WorkerConfig, desk: loop.Desk) -> functools.partial[Any]:
     """Load the user's code and say how it is to be served."""
     code = usercode.load(config.client_file)
+    new_client: Callable[[], Any]
     if code.kind == "contract":
-        host = Host(code.new_client, isolation=config.isolation)
-        return functools.partial(_run_async, desk, host)
-    if _is_async(code.target):
-        make = functools.partial(AsyncFunctionClient, code.target, code.options)
-        return functools.partial(_run_async, desk, Host(make, isolation=config.isolation))
-    call = functools.partial(code.target, **code.options) if code.options else code.target
-    return functools.partial(_run_sync, desk, call)
+        new_client = code.new_client
+    elif _is_async(code.target):
+        new_client = functools.partial(AsyncFunctionClient, code.target, code.options)
+    else:
+        call = functools.partial(code.target, **code.options) if code.options else code.target
+        return functools.partial(_run_sync, desk, call, config)
+    host = Host(
+        new_client,
+        isolation=config.isolation,
+        restore=config.restore,
+        has_control=config.has_control,
+    )
+    return functools.partial(_run_async, desk, host, config)
 
 
-def _run_async(desk: loop.Desk, host: Host) -> bool:
-    return asyncio.run(loop.run_async(desk, host))
+def _run_async(desk: loop.Desk, host: Host, config: WorkerConfig) -> bool:
+    return asyncio.run(
+        loop.run_async(
+            desk,
+            host,
+            is_session=config.is_session,
+            control_timeout_s=config.control_timeout_s,
+        )
+    )
 
 
-def _run_sync(desk: loop.Desk, call: Any) -> bool:
-    loop.run_sync(desk, call)
+def _run_sync(desk: loop.Desk, call: Any, config: WorkerConfig) -> bool:
+    loop.run_sync(desk, call, is_session=config.is_session)
     return True
 
 

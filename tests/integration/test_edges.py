@@ -141,7 +141,8 @@ def test_a_saturated_workers_ledger_stays_small():
             if result.index % 50 == 0:
                 for process in sup._reactor._processes.values():
                     largest = max(largest, os.fstat(process.ledger.outcomes).st_size)
-    assert largest < 8_000_000
+    # All answers together are 75 MB. What waits at a worker, twice, and 1 MiB may stand there.
+    assert largest < 20_000_000
 
 
 def test_the_constructor_leaves_nothing_when_it_fails():

@@ -73,8 +73,12 @@ class TestScan:
     def test_of_another_layout_gives_nothing(self):
         assert list(ledger.scan(forged(b"x", length=1, magic=0x12345678))) == []
 
-    def test_gives_no_lease_twice(self):
-        assert list(ledger.scan(write([(1, b"a"), (1, b"b")]))) == [(1, b"a")]
+    def test_gives_what_belongs_to_one_lease_together(self):
+        both = [(1, b"snapshot"), (1, b"outcome")]
+        assert list(ledger.scan(write(both))) == both
+
+    def test_ends_where_a_lease_is_lower(self):
+        assert list(ledger.scan(write([(2, b"a"), (1, b"b")]))) == [(2, b"a")]
 
     @given(payload_lists)
     def test_ends_with_what_belongs_to_no_lease(self, payloads):
@@ -154,9 +158,9 @@ class LedgerWalk(RuleBasedStateMachine):
         self.file[self.offset : self.offset + len(data)] = data
 
     @precondition(lambda self: not self.is_dead)
-    @rule(payload=st.sampled_from([b"", b"a", b"b", b"xxxxx", b"yyyyy"]))
-    def append(self, payload):
-        self.lease += 1
+    @rule(payload=st.sampled_from([b"", b"a", b"b", b"xxxxx", b"yyyyy"]), is_next=st.booleans())
+    def append(self, payload, is_next):
+        self.lease += is_next or not self.finished  # an older lease is never continued
         record = ledger.record(self.lease, payload)
         if self.offset + len(record) + len(ledger.END) <= len(self.file):
             self.put(record + ledger.END)

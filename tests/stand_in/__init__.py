@@ -16,8 +16,11 @@ What follows the words is the text, and the answer unless a word says otherwise.
 ``/env NAME``          answer: the value of that environment variable
 ``/pid``               answer: the process id
 ``/model``             answer: the model (``set_model``) and the permission mode, as JSON list
+``/clear``             forget the conversation and go on under a new session id, before the turn
 ``/tool NAME``         ask for permission to use that tool; answer: ``allow`` and the input as JSON,
-                       or ``deny`` and the reason
+                       or ``deny`` and the reason; an interrupt takes the question back
+``/hook NAME``         call every ``PreToolUse`` hook for that tool; answer: JSON list of what they
+                       said
 ``/spawn``             start a process that calls setsid and ignores SIGTERM; answer: its id
 ``/stderr LINE``       write a word to standard error
 ``/fail STATUS``       end with an API error of that HTTP status; 429 sends a rate_limit_event
@@ -34,8 +37,10 @@ What follows the words is the text, and the answer unless a word says otherwise.
 =====================  ========================================================================
 
 Command line (through ``extra_args``): ``--stand-in-start crash:3``, ``exit:0``, ``hang`` or
-``slow:0.5`` says what becomes of the start. ``--resume ID`` goes on with a conversation that was
-saved in the folder ``$SOLOIST_STAND_IN_SESSIONS``.
+``slow:0.5`` says what becomes of the start. With a folder ``$SOLOIST_STAND_IN_SESSIONS`` a
+conversation is saved there as soon as a turn begins; ``--resume ID`` goes on with it, under a new
+session id with ``--fork-session`` or ``--stand-in-resume renamed``; ``--session-id ID`` refuses one
+that is there.
 
 ``num_turns`` counts the turns of the conversation. If ``SOLOIST_STAND_IN_LOG`` names a file,
 ``start``, ``begin``, ``interrupt``, ``end`` and ``exit`` are appended to it, see ``read_log``.

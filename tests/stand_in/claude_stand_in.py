@@ -20,11 +20,13 @@ ARGUMENTS = {
     "bytes": int,
     "env": str,
     "tool": str,
+    "hook": str,
     "stderr": str,
     "fail": int,
     "crash": int,
     "inject": str,
     "history": None,
+    "clear": None,
     "argv": None,
     "pid": None,
     "model": None,
@@ -96,6 +98,7 @@ class Conversation:
         self.is_closed = False
         self.is_interrupted = False
         self.queue = []
+        self.hooks = {}
         self.replies = {}
         self.rest = b""
 
@@ -139,6 +142,7 @@ class Conversation:
     def control(self, request):
         subtype = request["subtype"]
         if subtype == "initialize":
+            self.hooks = request.get("hooks") or {}
             return {"commands": [], "output_style": "default"}
         if subtype == "interrupt":
             log("interrupt")
@@ -164,12 +168,22 @@ class Conversation:
         log(f"end:{outcome}", said)
 
     def save(self):
-        folder = os.environ.get("SOLOIST_STAND_IN_SESSIONS")
-        if folder:
-            path = os.path.join(folder, self.session_id)
+        path = path_of(self.session_id)
+        if path is not None:
             with open(path + ".new", "w") as file:
                 json.dump(self.history, file)
             os.replace(path + ".new", path)
+
+    def clear(self):
+        send(
+            {
+                "type": "conversation_reset",
+                "new_conversation_id": new_id(),
+                "session_id": self.session_id,
+                "uuid": new_id(),
+            }
+        )
+        self.session_id, self.history = new_id(), []
 
 
 class Turn:
@@ -188,10 +202,13 @@ class Turn:
         if "slow-start" in self.script:
             self.on.wait(self.script["slow-start"], lambda: False)
         self.on.is_interrupted = False
+        if "clear" in self.script:
+            self.on.clear()
         self.message({"type": "system", "subtype": "init", "claude_code_version": VERSION})
         before = list(self.on.history)
         if not self.is_injected:
             self.on.history.append(self.said)
+            self.on.save()  # as the real CLI does: a turn that is cut off leaves its prompt
         self.misbehave()
         answer = self.answer(before)
         if self.on.is_interrupted or not self.stream(answer):
@@ -202,7 +219,6 @@ class Turn:
         if "fail" in self.script:
             return self.failed(self.script["fail"])
         self.say(answer)
-        self.on.save()
         self.result(result=answer, terminal_reason="completed")
         return "success"
 
@@ -226,7 +242,8 @@ class Turn:
     def answer(self, before):
         script, conversation = self.script, self.on
         answers = {
-            "tool": lambda: self.ask(script["tool"]),
+            "tool": lambda: self.ask_permission(script["tool"]),
+            "hook": lambda: self.ask_hooks(script["hook"]),
             "bytes": lambda: "x" * script["bytes"],
             "history": lambda: json.dumps(before),
             "argv": lambda: json.dumps(sys.argv),
@@ -254,23 +271,49 @@ class Turn:
     def has_to_stop(self):
         return self.on.is_interrupted and "ignore-interrupt" not in self.script
 
-    def ask(self, tool):
-        request_id = new_id()
+    def ask_permission(self, tool):
         self.say(None, [{"type": "tool_use", "id": "tool_1", "name": tool, "input": {}}])
-        request = {"subtype": "can_use_tool", "tool_name": tool, "tool_use_id": "tool_1"}
-        request["input"] = {"text": self.script["text"]}
-        send({"type": "control_request", "request_id": request_id, "request": request})
-        replies = self.on.replies
-        self.on.wait(None, lambda: request_id in replies or self.on.is_interrupted)
-        if request_id not in replies:
+        rule = {"type": "addRules", "rules": [{"toolName": tool}], "behavior": "allow"}
+        reply = self.ask(
+            {
+                "subtype": "can_use_tool",
+                "tool_name": tool,
+                "tool_use_id": "tool_1",
+                "input": {"text": self.script["text"]},
+                "permission_suggestions": [{**rule, "destination": "session"}],
+            }
+        )
+        if reply is None:
             return ""
-        reply = replies.pop(request_id)
         if reply["subtype"] == "error":
             return f"error {reply['error']}"
         decision = reply["response"]
         if decision["behavior"] == "allow":
             return f"allow {json.dumps(decision['updatedInput'])}"
+        self.on.is_interrupted = decision.get("interrupt", False)
         return f"deny {decision['message']}"
+
+    def ask_hooks(self, tool):
+        """Let every ``PreToolUse`` hook speak; gives what they said, or why they failed."""
+        tool_input = {"text": self.script["text"]}
+        event = {"hook_event_name": "PreToolUse", "tool_name": tool, "tool_input": tool_input}
+        said = []
+        for matcher in self.on.hooks.get("PreToolUse", []):
+            for callback in matcher["hookCallbackIds"]:
+                call = {"subtype": "hook_callback", "callback_id": callback, "input": event}
+                reply = self.ask({**call, "tool_use_id": "tool_1"}) or {}
+                said.append(reply.get("response", reply.get("error")))
+        return json.dumps(said)
+
+    def ask(self, request):
+        """Send a control request; gives the reply, ``None`` if the turn was interrupted first."""
+        request_id = new_id()
+        send({"type": "control_request", "request_id": request_id, "request": request})
+        replies = self.on.replies
+        self.on.wait(None, lambda: request_id in replies or self.has_to_stop())
+        if request_id not in replies:
+            send({"type": "control_cancel_request", "request_id": request_id})
+        return replies.pop(request_id, None)
 
     def interrupted(self):
         text = [{"type": "text", "text": "[Request interrupted by user]"}]
@@ -374,17 +417,30 @@ def begin():
         os._exit(int(value))
 
 
+def path_of(session_id):
+    folder = os.environ.get("SOLOIST_STAND_IN_SESSIONS")
+    return os.path.join(folder, session_id) if folder else None
+
+
+def refuse(words):
+    sys.stderr.write(words + "\n")
+    sys.exit(1)
+
+
 def conversation():
-    resume = option("resume")
+    """The one to resume, or a new one; refuses as the real CLI does."""
+    resume, session_id = option("resume"), option("session-id")
+    if session_id and os.path.exists(path_of(session_id) or ""):
+        refuse(f"Error: Session ID {session_id} is already in use.")
     if resume is None:
-        return Conversation(option("session-id") or new_id(), [])
-    folder = os.environ.get("SOLOIST_STAND_IN_SESSIONS", "")
+        return Conversation(session_id or new_id(), [])
     try:
-        with open(os.path.join(folder, resume)) as file:
-            return Conversation(resume, json.load(file))
+        with open(path_of(resume) or "") as file:
+            history = json.load(file)
     except OSError:
-        sys.stderr.write(f"No conversation found with session ID: {resume}\n")
-        sys.exit(1)
+        refuse(f"No conversation found with session ID: {resume}")
+    is_renamed = "--fork-session" in sys.argv or option("stand-in-resume") == "renamed"
+    return Conversation((session_id or new_id()) if is_renamed else resume, history)
 
 
 def main():

@@ -1,6 +1,7 @@
 """The pool's decisions: plain examples, then a random environment against its invariants."""
 
 import collections
+import functools
 import itertools
 import math
 
@@ -18,6 +19,7 @@ from hypothesis.stateful import (
 from soloist.protocol.errors import (
     ClientConnectError,
     ClientError,
+    RateLimited,
     RequestCancelled,
     RequestTimeout,
     RestartLimitReached,
@@ -42,8 +44,10 @@ from soloist.supervisor.crew import (
     Stop,
 )
 from soloist.supervisor.pool import INSPECT_AFTER_S, MAX_BATCH, MAX_BATCH_BYTES, Pool
+from soloist.supervisor.rate import Limiter, RateLimit
 from soloist.supervisor.request import Request
 from soloist.supervisor.restart import RestartPolicy
+from soloist.supervisor.retry import Retry
 
 GRACE_S = 5.0
 FAST_S = 1e-6
@@ -62,6 +66,7 @@ class FakeWorker:
         self.is_stuck = False  # the running turn ends by an interrupt or not at all
         self.ledger = []  # every outcome since the start
         self.delivered = 0  # how many of them were sent
+        self.heard = 0  # how many of them the pool has taken in
 
     def load(self, is_interruptible=True):
         self.world.pool.loaded(self.number, 1000 + self.number, is_interruptible=is_interruptible)
@@ -88,6 +93,7 @@ class FakeWorker:
             outcome = Answer(lease, duration_s, self.world.text(self.leases[lease]), 1, b"")
         else:
             outcome = Failure(lease, duration_s, to_info(error))
+            self.world.refused[self.leases[lease]] += error.started is False
         self.ledger.append(outcome)
 
     def deliver(self):
@@ -96,7 +102,18 @@ class FakeWorker:
         return self.say(*outcomes)
 
     def say(self, *outcomes):
+        self.is_heard(outcomes)
         return self.world.execute(self.world.pool.answered(self.number, outcomes, self.world.now))
+
+    def is_heard(self, outcomes):
+        """What the pool hears for the first time may be a call for a pause."""
+        for outcome in self.ledger[self.heard :]:
+            if any(outcome is said for said in outcomes):
+                self.heard += 1
+                info = getattr(outcome, "error", None)
+                if pause_s := info and info.details.get("retry_after_s"):
+                    until = self.world.now + pause_s
+                    self.world.paused_until = max(self.world.paused_until, until)
 
     def answer(self, duration_s=1.0, error=None):
         """Run the next lease to its end and deliver it."""
@@ -113,6 +130,7 @@ class FakeWorker:
         """The process ends; the reactor reads everything it left."""
         del self.world.workers[self.number]
         pool, now = self.world.pool, self.world.now
+        self.is_heard(self.ledger)
         self.world.execute(pool.answered(self.number, self.ledger, now))
         return self.world.execute(pool.exited(self.number, exitcode, self.take_back(), now))
 
@@ -120,24 +138,40 @@ class FakeWorker:
 class World:
     """The reactor's part: executes actions, moves the clock, keeps the accounts."""
 
-    def __init__(self, size=1, max_restarts=3, period_s=30.0, grace_s=GRACE_S):
+    def __init__(
+        self, size=1, max_restarts=3, period_s=30.0, grace_s=GRACE_S, limit=None, retry=None
+    ):
         self.now = 100.0
         restart = RestartPolicy(max_restarts=max_restarts, period_s=period_s, jitter=lambda: 1.0)
-        self.pool = Pool(size=size, restart=restart, interrupt_grace_s=grace_s)
+        self.limit = limit
+        self.limiter = Limiter(limit)
+        self.retry = retry
+        self.pool = Pool(
+            size=size,
+            restart=restart,
+            interrupt_grace_s=grace_s,
+            limiter=self.limiter,
+            retry=retry,
+            jitter=lambda: 1.0,
+        )
         self.workers = {}
         self.numbers = itertools.count()
         self.requests = []
         self.outcomes = {}
         self.begun = []
+        self.refused = collections.Counter()  # attempts that a client said it never began
+        self.dispatched = []  # times
+        self.paused_until = 0.0
         self.log = []
 
     # -- what callers do ---------------------------------------------------------------------
 
-    def submit(self, count=1, timeout_s=None, payload=b"p"):
+    def submit(self, count=1, timeout_s=None, payload=b"p", **kwargs):
         made = []
         for _ in range(count):
             deadline = None if timeout_s is None else self.now + timeout_s
-            request = Request("p", payload, self, index=next(self.numbers), deadline=deadline)
+            index = next(self.numbers)
+            request = Request("p", payload, self, index=index, deadline=deadline, **kwargs)
             self.requests.append(request)
             self.execute(self.pool.submit(request))
             made.append(request)
@@ -155,8 +189,16 @@ class World:
             self.run_to_end(lambda: self.pool.expire(self.now))
             self.run_to_end(lambda: self.pool.assign(self.now))
             if self.pool.next_deadline() > self.now:
+                self.is_settled_down()
                 return self.log[begin:]
         raise AssertionError("the reactor would spin")
+
+    def is_settled_down(self):
+        """What must hold after every turn."""
+        if self.now < self.paused_until:
+            assert not any(w.pipe for w in self.workers.values()), "something may begin in a pause"
+        elif self.limiter.has_token(self.now):
+            assert not (self.pool.queued and self.pool._idle), "a token lies idle"
 
     def run_to_end(self, decide):
         for _ in range(1000):
@@ -183,11 +225,21 @@ class World:
         worker = self.workers[action.number]
         held = {r.lease: r for r in self.pool.workers[action.number].leases}
         waiting = [r.index for r in self.pool._queue if r.state is RequestState.QUEUED]
+        self.is_within_its_rate(action)
         for lease in action.run.leases:
             assert held[lease.number].index < min(waiting, default=math.inf), "not in order"
             assert lease.number not in worker.leases, "a lease number was used twice"
             worker.leases[lease.number] = held[lease.number]
             worker.pipe.append(lease.number)
+
+    def is_within_its_rate(self, action):
+        assert self.now >= self.paused_until, "dispatched amid a pause"
+        self.dispatched += [self.now] * len(action.run.leases)
+        if self.limit is not None:
+            assert len(self.pool.workers[action.number].leases) == 1, "something waits at a worker"
+            for before, begin in enumerate(self.dispatched):
+                most = self.limit.burst + self.limit.per_second * (self.now - begin)
+                assert len(self.dispatched) - before <= most + 1e-6, "too many dispatched"
 
     def do_revoke(self, action):
         self.pool.revoked(action.number, self.workers[action.number].take_back())
@@ -228,8 +280,12 @@ class World:
         return f"answer {request.index}"
 
     def has_begun(self, request):
-        assert request not in self.begun, f"{request} runs twice"
+        if request in self.begun:
+            assert request.failure is not None, f"{request} runs twice"
+            assert self.begun.count(request) < self.retry.attempts
+            assert not request.may_have_run or self.retry.may_have_run
         self.begun.append(request)
+        assert request.attempts == self.begun.count(request)
 
     def learn(self, depth):
         """Answer quick prompts until the pool trusts that they are quick."""
@@ -503,6 +559,25 @@ class TestRevokeOfTwoWorkers:
         world.execute(world.pool.revoke_all())
         waiting = [r for r in [*early, *late] if r.state is RequestState.QUEUED]
         assert list(world.pool._queue) == waiting != []
+
+    def test_of_what_stands_at_a_worker_in_another_order(self):
+        """One that came later may stand before one that came earlier, taken back elsewhere."""
+        world = World(size=2)
+        world.up(2)
+        world.learn(4)
+        (first,) = world.submit()
+        world.decide()
+        world.workers[first.worker].claim()
+        other = world.workers[1 - first.worker]
+        world.now += INSPECT_AFTER_S * 0.75
+        requests = world.submit(6)
+        world.decide()
+        world.tick(INSPECT_AFTER_S * 0.5)  # the first one's tail goes to the other, as it has room
+        held = list(world.pool.workers[other.number].leases)
+        assert held == [requests[n] for n in (0, 4, 5, 1, 2)]
+        assert list(world.pool._queue) == [requests[3]]
+        world.execute([Revoke(other.number)])
+        assert list(world.pool._queue) == requests
 
 
 class TestSilence:
@@ -1347,6 +1422,497 @@ class TestCounters:
         assert counts() == (0, 0, 0, 0)
 
 
+def dispatch_times(world, requests):
+    """Run until all have their outcome; every dispatched request is answered at once."""
+    begin, times = world.now, []
+    for _ in range(10 * len(requests)):
+        count = len(world.dispatched)
+        world.decide()
+        times += world.dispatched[count:]
+        for worker in [w for w in world.workers.values() if w.pipe]:
+            worker.answer(FAST_S)
+        if all(r in world.outcomes for r in requests):
+            return [time - begin for time in times]
+        if world.pool.next_deadline() < math.inf:
+            world.now = max(world.now, world.pool.next_deadline())
+    raise AssertionError(f"it does not end: {world.pool}")
+
+
+class TestRateLimit:
+    """Case 7, the rate."""
+
+    def test_five_hundred_at_fifty_a_second_take_nine_point_eight_seconds(self):
+        world = World(size=8, limit=RateLimit(50, burst=10))
+        world.up(8)
+        times = dispatch_times(world, world.submit(500))
+        assert len(times) == 500
+        assert times[9] == 0.0
+        assert times[10:12] == pytest.approx([0.02, 0.04])
+        assert times[-1] == pytest.approx(9.8)
+
+    def test_a_busy_pool_is_not_given_tokens_in_advance(self):
+        world = World(size=1, limit=RateLimit(10))
+        (worker,) = world.up(1)
+        world.submit(3)
+        world.decide()
+        worker.claim()
+        assert world.tick(5.0) == []
+        worker.finish()
+        worker.deliver()
+        assert sent(world.decide()) == {0: 1}
+
+    def test_however_quick_they_are_nothing_waits_at_a_worker(self):
+        world = World(size=1, limit=RateLimit(1000, burst=50))
+        world.up(1)
+        world.pool._service_s = FAST_S
+        world.pool._learn(FAST_S)
+        assert world.pool._depth > 16
+        requests = world.submit(10)
+        assert sent(world.decide()) == {0: 1}
+        assert [r.state for r in requests[1:]] == [RequestState.QUEUED] * 9
+
+    def test_the_clock_is_set_for_the_next_token(self):
+        world = World(size=2, limit=RateLimit(4))
+        world.up(2)
+        world.submit(2)
+        assert sent(world.decide()) == {0: 1}
+        assert world.pool.next_deadline() == world.now + 0.25
+        assert sent(world.tick(0.25)) == {1: 1}
+
+    @pytest.mark.parametrize("reason", ["nobody waits", "nobody is idle"])
+    def test_it_may_sleep_on_when(self, reason):
+        world = World(size=1, limit=RateLimit(4))
+        world.up(1)
+        world.submit(2 if reason == "nobody is idle" else 1)
+        world.decide()
+        assert world.pool.next_deadline() == math.inf
+
+    def test_an_idle_worker_without_a_token_is_no_reason_to_start_another(self):
+        world = World(size=4, limit=RateLimit(1))
+        world.up(2)
+        world.submit(2)
+        assert sent(world.decide()) == {0: 1}
+        assert len(world.workers) == 2
+        world.submit(1)
+        assert [a for a in world.decide() if type(a) is Spawn] == [Spawn(2, 1)]
+
+    def test_one_that_is_cancelled_while_it_waits_costs_no_token(self):
+        world = World(size=2, limit=RateLimit(1))
+        world.up(2)
+        _, second, third = world.submit(3)
+        world.decide()
+        world.cancel(second)
+        world.tick(1.0)
+        assert third.state is RequestState.LEASED
+
+    def test_another_who_takes_from_the_same_bucket_delays_the_pool(self):
+        world = World(size=2, limit=RateLimit(1))
+        world.up(2)
+        world.submit(2)
+        world.decide()
+        world.now += 1.0
+        assert world.limiter.take(world.now)  # a session's broker
+        assert world.decide() == []
+        assert world.pool.next_deadline() == world.now + 1.0
+
+    def test_deadlines_hold_in_its_queue(self):
+        world = World(size=2, limit=RateLimit(0.1))
+        world.up(2)
+        _, second = world.submit(2, timeout_s=3.0)
+        world.decide()
+        assert world.pool.next_deadline() == world.now + 3.0
+        world.tick(3.0)
+        assert world.outcome(second).started is False
+
+
+class TestPause:
+    """Case 7, the pause: one worker's client was told to wait, and all do."""
+
+    @staticmethod
+    def scene(retry_after_s=1.0, size=3, **kwargs):
+        world = World(size=size, **kwargs)
+        world.up(size)
+        requests = world.submit(size)
+        world.decide()
+        for worker in world.workers.values():
+            worker.claim()
+        first = next(iter(world.workers.values()))
+        first.answer(error=RateLimited("slow down", retry_after_s=retry_after_s))
+        return world, requests
+
+    @pytest.mark.parametrize("limit", [None, RateLimit(1000, burst=100)], ids=["free", "limited"])
+    def test_stops_all_workers_for_that_second(self, limit):
+        world, _ = self.scene(limit=limit)
+        world.submit(5)
+        assert sent(world.decide()) == {}
+        for worker in list(world.workers.values())[1:]:
+            worker.answer()
+        assert world.tick(0.999) == []
+        assert sent(world.tick(0.001)) == {0: 1, 1: 1, 2: 1}
+
+    def test_the_clock_is_set_for_its_end(self):
+        world, _ = self.scene()
+        world.submit()
+        world.decide()
+        assert world.pool.next_deadline() == world.now + 1.0
+
+    def test_what_runs_goes_on(self):
+        world, requests = self.scene()
+        world.tick(0.5)
+        for worker in list(world.workers.values())[1:]:
+            worker.answer()
+        assert world.texts(requests[1:]) == ["answer 1", "answer 2"]
+
+    def test_what_waits_at_a_worker_is_taken_back(self):
+        world = World(size=2)
+        world.up(2)
+        world.learn(16)
+        requests = world.submit(12)
+        world.decide()
+        one, two = world.workers.values()
+        one.claim()
+        two.claim()
+        one.answer(FAST_S, error=RateLimited("slow down", retry_after_s=1.0))
+        one.claim()  # it was quicker than the pool
+        actions = world.decide()
+        assert [a for a in actions if type(a) is Revoke] == [Revoke(0), Revoke(1)]
+        assert not one.pipe
+        assert not two.pipe
+        assert sum(r.state is RequestState.QUEUED for r in requests) == 9
+        assert [r.attempts for r in requests if r.state is RequestState.QUEUED] == [0] * 9
+
+    def test_what_an_idle_worker_has_not_begun_yet_is_taken_back_too(self):
+        """Its client may still be connecting anew, and would begin amid the pause."""
+        world = World(size=2)
+        one, two = world.up(2)
+        _, second = world.submit(2)
+        world.decide()
+        one.answer(error=RateLimited("slow down", retry_after_s=1.0))
+        world.decide()
+        assert second.state is RequestState.QUEUED
+        assert not two.pipe
+        assert sent(world.tick(1.0)) == {0: 1}
+
+    def test_it_takes_back_once(self):
+        world, _ = self.scene()
+        world.submit(3)
+        world.decide()
+        count = len(world.log)
+        for _ in range(5):
+            world.tick(0.1)
+        assert not any(type(a) is Revoke for a in world.log[count:])
+
+    def test_prolonged_it_lasts_longer(self):
+        world, _ = self.scene()
+        world.submit()
+        world.decide()
+        world.now += 0.5
+        world.workers[1].answer(error=RateLimited("slower", retry_after_s=2.0))
+        assert sent(world.tick(1.0)) == {}
+        assert sent(world.tick(1.0)) != {}
+
+    def test_a_second_one_takes_back_again(self):
+        world, _ = self.scene()
+        world.tick(1.0)
+        world.submit()
+        assert sent(world.decide()) == {0: 1}
+        world.workers[1].answer(error=RateLimited("again", retry_after_s=1.0))
+        assert Revoke(0) in world.decide()
+
+    def test_ordered_by_another_it_takes_back_as_well(self):
+        world, _, requests = batch_world(count=4)
+        world.limiter.pause_until(world.now + 1.0)  # a session's broker
+        world.paused_until = world.now + 1.0
+        world.decide()
+        assert {r.state for r in requests} == {RequestState.QUEUED}
+
+    def test_quick_prompts_go_in_batches_again_afterwards(self):
+        world, worker, _ = batch_world(count=1)
+        worker.answer(FAST_S, error=RateLimited("slow down", retry_after_s=1.0))
+        world.submit(9)
+        world.decide()
+        assert sent(world.tick(1.0)) == {0: 9}
+        assert world.limiter.is_free
+
+    @pytest.mark.parametrize("state", ["cancelled", "timed out"])
+    def test_an_outcome_that_nobody_waits_for_is_heeded_too(self, state):
+        world, worker, request = busy_world(timeout_s=1.0)
+        if state == "cancelled":
+            world.cancel(request)
+        else:
+            world.tick(1.0)
+        worker.finish(error=RateLimited("slow down", retry_after_s=1.0))
+        worker.deliver()
+        world.submit()
+        assert sent(world.tick(0.9)) == {}
+        assert sent(world.tick(0.2)) == {0: 1}
+
+    def test_old_news_does_not_prolong_it(self):
+        world, _ = self.scene()
+        world.now += 0.9
+        world.workers[0].say(*world.workers[0].ledger)
+        world.submit()
+        assert sent(world.tick(0.1)) != {}
+
+    def test_no_time_no_pause(self):
+        world, _ = self.scene(retry_after_s=None)
+        world.submit()
+        assert sent(world.decide()) == {0: 1}
+
+
+REFUSED = functools.partial(RateLimited, "refused", started=False)
+
+
+class TestRetry:
+    """Case 6: what failed may run again."""
+
+    @staticmethod
+    def delayed_world(error=None, **kwargs):
+        """One worker, one request: its first attempt has failed."""
+        policy = {"first_delay_s": 1.0, "max_delay_s": 100.0, **kwargs.pop("policy", {})}
+        world, worker, request = busy_world(retry=Retry(**policy), **kwargs)
+        worker.answer(error=error or REFUSED())
+        return world, worker, request
+
+    def test_it_waits_and_then_runs_again(self):
+        world, worker, request = self.delayed_world()
+        assert request.state is RequestState.DELAYED
+        assert world.decide() == []
+        assert world.tick(0.999) == []
+        assert sent(world.tick(0.001)) == {0: 1}
+        worker.answer()
+        assert world.texts([request]) == ["answer 0"]
+        assert request.attempts == 2
+
+    def test_the_clock_is_set_for_it(self):
+        world, _, _ = self.delayed_world()
+        assert world.pool.next_deadline() == world.now + 1.0
+
+    def test_without_a_policy_nothing_runs_twice(self):
+        world, worker, request = busy_world()
+        worker.answer(error=REFUSED())
+        assert isinstance(world.outcome(request), RateLimited)
+
+    def test_the_last_error_is_the_callers(self):
+        world, worker, request = self.delayed_world(error=REFUSED(), policy={"attempts": 3})
+        for wait_s, text in ((1.0, "second"), (2.0, "third")):
+            assert world.outcome(request) is None
+            assert sent(world.tick(wait_s)) == {0: 1}
+            worker.answer(error=RateLimited(text, started=False))
+        assert str(world.outcome(request)) == "third"
+        assert str(world.outcome(request).__cause__) == "second"
+        assert request.attempts == 3
+
+    def test_an_error_that_the_policy_does_not_mean_is_final(self):
+        world, worker, request = busy_world(retry=Retry())
+        worker.answer(error=ClientError("no", started=False))
+        assert isinstance(world.outcome(request), ClientError)
+
+    @pytest.mark.parametrize("may_have_run", [False, True])
+    def test_what_ran_on_a_worker_that_died_only_if_the_policy_says_so(self, may_have_run):
+        world, worker, request = busy_world(retry=Retry(may_have_run=may_have_run))
+        worker.die()
+        assert isinstance(world.outcome(request), WorkerLost) != may_have_run
+        assert (request.state is RequestState.DELAYED) == may_have_run
+        if may_have_run:
+            world.decide()
+            world.tick(1.0)
+            world.up()
+            assert sent(world.decide()) == {0: 1}
+
+    def test_what_had_not_begun_there_is_no_second_attempt(self):
+        _, worker, requests = batch_world(count=3, retry=Retry(may_have_run=True))
+        worker.claim()
+        worker.die()
+        assert [r.state.value for r in requests] == ["delayed", "queued", "queued"]
+        assert [r.attempts for r in requests] == [1, 0, 0]
+
+    def test_a_streamed_one_is_never_repeated(self):
+        world = World(retry=Retry())
+        (worker,) = world.up(1)
+        (request,) = world.submit(is_streamed=True)
+        world.decide()
+        worker.answer(error=REFUSED())
+        assert isinstance(world.outcome(request), RateLimited)
+
+    def test_when_due_it_comes_before_those_that_came_later(self):
+        world, worker, request = self.delayed_world()
+        later = world.submit(3)
+        world.decide()
+        worker.claim()
+        world.tick(1.0)
+        assert list(world.pool._queue) == [request, *later[1:]]
+        worker.answer()
+        world.decide()
+        worker.answer()
+        assert world.begun == [request, later[0], request]
+
+    def test_several_that_are_due_at_once_are_in_order(self):
+        world = World(size=2, retry=Retry(first_delay_s=1.0))
+        world.up(2)
+        requests = world.submit(2)
+        world.decide()
+        world.workers[1].answer(error=REFUSED())
+        world.workers[0].answer(error=REFUSED())
+        first, second = [a for a in world.tick(1.0) if type(a) is Dispatch]
+        assert requests == [world.pool.workers[a.number].leases[0] for a in (first, second)]
+
+    def test_others_run_meanwhile(self):
+        world, _, _ = self.delayed_world()
+        world.submit()
+        assert sent(world.decide()) == {0: 1}
+
+    def test_a_death_in_a_second_attempt_may_have_run(self):
+        world, worker, request = self.delayed_world()
+        world.tick(1.0)
+        worker.claim()
+        worker.die()
+        assert isinstance(world.outcome(request), WorkerLost)
+        assert world.outcome(request).started is None
+        assert str(world.outcome(request).__cause__) == "refused"
+
+    def test_what_the_service_asked_for_is_waited_and_nothing_longer(self):
+        world, _, _ = self.delayed_world(error=REFUSED(retry_after_s=7.0))
+        assert world.pool.next_deadline() == world.now + 7.0
+        assert sent(world.tick(7.0)) == {0: 1}
+
+    def test_the_rate_limit_holds_for_second_attempts_too(self):
+        world, _, request = self.delayed_world(limit=RateLimit(0.1))
+        assert world.tick(1.0) == []
+        assert request.state is RequestState.QUEUED
+        assert world.pool.next_deadline() == pytest.approx(world.now + 9.0)
+        assert sent(world.tick(9.0)) == {0: 1}
+
+
+class TestRetryEnds:
+    """A request that waits for its next attempt ends early."""
+
+    UNSURE = functools.partial(RateLimited, "in mid-turn")
+
+    @classmethod
+    def scene(cls, error=None, **kwargs):
+        policy = {"may_have_run": True, **kwargs.pop("policy", {})}
+        return TestRetry.delayed_world(error=error, policy=policy, **kwargs)
+
+    @pytest.mark.parametrize(("error", "started"), [(REFUSED, False), (UNSURE, None)])
+    def test_by_a_cancel_which_says_what_may_have_run(self, error, started):
+        world, _, request = self.scene(error=error())
+        world.cancel(request)
+        assert isinstance(world.outcome(request), RequestCancelled)
+        assert world.outcome(request).started is started
+        assert (world.pool.outstanding, world.pool.delayed) == (0, 0)
+        assert world.tick(1.0) == []
+
+    @pytest.mark.parametrize(("error", "started"), [(REFUSED, False), (UNSURE, None)])
+    def test_by_a_cancel_when_it_is_due_and_waits_again(self, error, started):
+        world, _, request = self.scene(error=error())
+        world.submit()
+        world.decide()
+        world.tick(1.0)
+        assert request.state is RequestState.QUEUED
+        world.cancel(request)
+        assert world.outcome(request).started is started
+
+    def test_by_its_deadline(self):
+        """The reactor was late: retry and deadline have both passed."""
+        world, _, request = self.scene(error=self.UNSURE(), timeout_s=3.0)
+        assert request.state is RequestState.DELAYED
+        world.tick(3.0)
+        assert isinstance(world.outcome(request), RequestTimeout)
+        assert world.outcome(request).started is None
+        assert str(world.outcome(request).__cause__) == "in mid-turn"
+
+    def test_by_its_deadline_in_the_queue(self):
+        world, _, request = self.scene(error=self.UNSURE(), timeout_s=3.0)
+        world.submit()
+        world.decide()
+        world.tick(1.0)
+        world.tick(2.0)
+        assert isinstance(world.outcome(request), RequestTimeout)
+        assert world.outcome(request).started is None
+
+    @pytest.mark.parametrize("policy", [{"total_s": 0.9}, {}], ids=["total", "deadline"])
+    def test_at_once_if_the_next_attempt_would_come_too_late(self, policy):
+        world, _, request = self.scene(policy=policy, timeout_s=0.9)
+        assert isinstance(world.outcome(request), RateLimited)
+
+    def test_by_cancel_pending(self):
+        world, _, request = self.scene()
+        world.execute(world.pool.revoke_all())
+        world.execute(world.pool.cancel_pending())
+        assert isinstance(world.outcome(request), RequestCancelled)
+
+    @pytest.mark.parametrize(("error", "started"), [(REFUSED, False), (UNSURE, None)])
+    def test_by_an_abort(self, error, started):
+        world, _, request = self.scene(error=error())
+        world.pool.close_intake("over")
+        world.execute(world.pool.revoke_all())
+        world.execute(world.pool.abort(world.now))
+        assert isinstance(world.outcome(request), SupervisorClosed)
+        assert world.outcome(request).started is started
+        assert world.pool.busy == 0
+
+    def test_but_a_drain_waits_for_it(self):
+        world, worker, request = self.scene()
+        world.pool.close_intake("over")
+        assert world.pool.busy == 1
+        world.tick(1.0)
+        worker.answer()
+        assert world.texts([request]) == ["answer 0"]
+        assert world.pool.busy == 0
+
+    def test_when_no_worker_may_be_started_any_more(self):
+        world, worker, request = self.scene(max_restarts=0)
+        worker.die()  # it was of use: the next one starts at once, and dies at once
+        world.workers[0].die(1)
+        assert request.state is RequestState.DELAYED
+        world.tick(1.0)
+        assert isinstance(world.outcome(request), RestartLimitReached)
+
+    def test_when_no_client_can_start(self):
+        world, worker, request = self.scene()
+        worker.die()
+        world.workers[0].load()
+        world.execute(world.pool.broken(0, ClientConnectError("bad key")))
+        assert isinstance(world.outcome(request), ClientConnectError)
+
+    def test_in_mid_run_a_cancel_is_the_last_word(self):
+        world, worker, request = self.scene()
+        world.tick(1.0)
+        worker.claim()
+        world.cancel(request)
+        worker.answer(error=REFUSED())
+        assert isinstance(world.outcome(request), RequestCancelled)
+
+    def test_a_timeout_in_mid_run_is_the_last_word(self):
+        world, worker, request = self.scene(timeout_s=3.0)
+        world.tick(1.0)
+        worker.claim()
+        world.tick(2.0)
+        assert isinstance(world.outcome(request), RequestTimeout)
+        worker.answer(error=REFUSED())
+        assert world.pool.delayed == 0
+        assert world.tick(60.0) == []
+
+    def test_the_counters_follow(self):
+        world, worker, _ = self.scene()
+        pool = world.pool
+
+        def counts():
+            return (pool.outstanding, pool.queued, pool.running, pool.delayed, pool.busy)
+
+        assert counts() == (1, 0, 0, 1, 1)
+        world.submit()
+        world.decide()
+        assert counts() == (2, 0, 1, 1, 3)
+        world.tick(1.0)
+        assert counts() == (2, 1, 1, 0, 3)
+        worker.answer()
+        world.decide()
+        worker.answer()
+        assert counts() == (0, 0, 0, 0, 0)
+
+
 class TestMemory:
     def test_of_queue_and_deadlines_is_bounded_when_requests_come_and_are_cancelled(self):
         world, _, _ = busy_world()
@@ -1377,12 +1943,30 @@ class TestMemory:
         assert all(isinstance(world.outcome(r), RequestTimeout) for r in kept)
 
 
+RETRIES = [
+    Retry(first_delay_s=0.1, total_s=5.0),
+    Retry(attempts=4, first_delay_s=0.004, on=(SoloistError,), may_have_run=True),
+]
+ERRORS = {
+    "client error": lambda: ClientError("no"),
+    "refused": lambda: RateLimited("no", started=False),
+    "refused for a while": lambda: RateLimited("no", retry_after_s=0.3, started=False),
+    "refused in mid-turn": lambda: RateLimited("no", retry_after_s=1.2),
+}
+
+
 class PoolWalk(RuleBasedStateMachine):
     """Callers, workers, messages and the clock, in any order that a real run may have."""
 
-    @initialize(size=st.integers(1, 3), quick=st.booleans(), sync=st.booleans())
-    def begin(self, size, quick, sync):
-        self.world = World(size=size, max_restarts=8)
+    @initialize(
+        size=st.integers(1, 3),
+        quick=st.booleans(),
+        sync=st.booleans(),
+        limit=st.sampled_from([None, None, RateLimit(20.0, burst=3), RateLimit(300.0)]),
+        retry=st.sampled_from([None, *RETRIES]),
+    )
+    def begin(self, size, quick, sync, limit, retry):
+        self.world = World(size=size, max_restarts=8, limit=limit, retry=retry)
         self.is_interruptible = not sync
         if quick:
             self.world.up(size, is_interruptible=self.is_interruptible)
@@ -1404,15 +1988,32 @@ class PoolWalk(RuleBasedStateMachine):
     def any_worker(can):  # a precondition for the rules below
         return precondition(lambda self: any(can(self, w) for w in self.workers(bool)))
 
-    @rule(count=st.integers(1, 5), timeout_s=st.none() | st.sampled_from([0.001, 0.02, 1.0]))
-    def submit(self, count, timeout_s):
-        self.world.submit(count, timeout_s)
+    @rule(
+        count=st.integers(1, 5),
+        timeout_s=st.none() | st.sampled_from([0.001, 0.02, 1.0]),
+        is_streamed=st.sampled_from([False, False, False, True]),
+    )
+    def submit(self, count, timeout_s, is_streamed):
+        self.world.submit(count, timeout_s, is_streamed=is_streamed)
 
     @precondition(lambda self: len(self.world.outcomes) < len(self.world.requests))
     @rule(data=st.data())
     def cancel(self, data):
         alive = [r for r in self.world.requests if r not in self.world.outcomes]
         self.world.cancel(data.draw(st.sampled_from(alive)))
+
+    @precondition(lambda self: self.world.pool.delayed)
+    @rule(data=st.data())
+    def cancel_a_delayed_one(self, data):
+        delayed = [r for r in self.world.requests if r.state is RequestState.DELAYED]
+        self.world.cancel(data.draw(st.sampled_from(delayed)))
+
+    @precondition(lambda self: self.world.pool.outstanding > 8)
+    @rule()
+    def cancel_pending(self):
+        self.world.execute(self.world.pool.revoke_all())
+        self.world.execute(self.world.pool.cancel_pending())
+        assert (self.world.pool.queued, self.world.pool.delayed) == (0, 0)
 
     @rule()
     def decide(self):
@@ -1449,10 +2050,14 @@ class PoolWalk(RuleBasedStateMachine):
         self.pick(data, lambda w: w.running is not None).is_stuck = how
 
     @any_worker(lambda self, w: w.running is not None and not w.is_stuck)
-    @rule(data=st.data(), duration_s=st.sampled_from([FAST_S] * 9 + [1.0]), fails=st.booleans())
-    def finish(self, data, duration_s, fails):
+    @rule(
+        data=st.data(),
+        duration_s=st.sampled_from([FAST_S] * 9 + [1.0]),
+        error=st.sampled_from([None, None, None, *ERRORS]),
+    )
+    def finish(self, data, duration_s, error):
         worker = self.pick(data, lambda w: w.running is not None and not w.is_stuck)
-        worker.finish(duration_s, ClientError("no") if fails else None)
+        worker.finish(duration_s, ERRORS[error]() if error else None)
 
     @any_worker(lambda self, w: not w.is_stuck and (w.pipe or w.running is not None))
     @rule(data=st.data())
@@ -1522,6 +2127,8 @@ class PoolWalk(RuleBasedStateMachine):
         alive = [r for r in world.requests if r not in world.outcomes]
         assert pool.outstanding == len(alive)
         assert pool.queued == sum(r.state is RequestState.QUEUED for r in alive)
+        assert pool.delayed == sum(r.state is RequestState.DELAYED for r in alive)
+        assert pool.running == len(alive) - pool.queued - pool.delayed
         assert all(r.state is RequestState.SETTLED for r in world.outcomes)
         assert len(pool.workers) <= pool.size
 
@@ -1535,25 +2142,37 @@ class PoolWalk(RuleBasedStateMachine):
                 assert request.worker == worker.number
         for request in self.world.pool._queue:
             places[request] += request.state is RequestState.QUEUED
+        for request in self.world.pool._retries.waiting():
+            assert request.state is RequestState.DELAYED
+            places[request] += 1
         assert all(count <= 1 for count in places.values())
         alive = [r for r in self.world.requests if r not in self.world.outcomes]
         assert all(places[r] == 1 for r in alive)
 
     @invariant()
     def nothing_that_began_waits_again(self):
+        """Unless it failed and the policy wants another attempt."""
         begun = set(self.world.begun)
-        assert not any(
-            r in begun and r.state is RequestState.QUEUED for r in self.world.pool._queue
-        )
+        again = [r for r in self.world.pool._queue if r in begun and r.state is RequestState.QUEUED]
+        again += self.world.pool._retries.waiting()
+        for request in again:
+            assert not request.is_streamed
+            assert request.failure is not None
+            assert request.attempts < self.world.retry.attempts
+            assert self.world.retry.may_have_run or request.failure.started is False
 
     @invariant()
-    def nothing_that_never_began_is_said_to_have(self):
-        begun = set(self.world.begun)
+    def nothing_that_began_is_said_not_to_have(self):
+        begun = collections.Counter(self.world.begun)
         for request, outcome in self.world.outcomes.items():
             if type(outcome) is Answer:
-                assert request in begun
+                assert begun[request]
             elif outcome.started is False:
-                assert request not in begun
+                assert begun[request] == self.world.refused[request]
+
+    @invariant()
+    def a_pause_lasts_as_long_as_was_asked(self):
+        assert self.world.limiter.paused_until == self.world.paused_until
 
     @invariant()
     def the_queue_is_in_order(self):
@@ -1572,7 +2191,7 @@ class PoolWalk(RuleBasedStateMachine):
         for request in world.requests:
             if request in (w.leases.get(w.running) for w in self.workers(lambda w: w.is_stuck)):
                 world.cancel(request)
-        until = world.now + GRACE_S + 30.0
+        until = world.now + GRACE_S + 60.0
         while world.pool.busy and world.now < until:
             world.decide()
             self.killed_workers_die()

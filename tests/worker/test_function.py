@@ -117,6 +117,19 @@ class TestAsyncFunctionClient:
 
         assert run(talk()) == "ab"
 
+    def test_any_other_can_go_on_where_one_stopped(self):
+        async def echo(prompt):
+            return prompt
+
+        async def talk():
+            snapshot = AsyncFunctionClient(echo, {}).snapshot()
+            client = AsyncFunctionClient(echo, {})
+            client.restore(snapshot)
+            await client.connect()
+            return snapshot, (await ask(client, "a"))[-1].result
+
+        assert run(talk()) == ({}, "a")
+
     def test_a_call_does_not_outlive_its_reader(self):
         begun = asyncio.Event()
         ended = []

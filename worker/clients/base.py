@@ -16,9 +16,22 @@ from soloist.protocol.codec import Prompt
 class Client(Protocol):
     """One conversation with one agent. Never has more than one turn in flight.
 
-    Optional methods: ``async reset()`` begins a new conversation on the same connection;
-    ``check_options(**options)`` (static or class method) refuses bad options before anything is
-    spawned; ``set_model``, ``set_permission_mode``.
+    Optional methods, each sync or async where it is not said otherwise:
+
+    ``async reset()`` begins a new conversation on the same connection.
+    ``check_options(**options)`` (sync, static or class method) refuses bad options before anything
+    is spawned.
+    ``set_model(model)``, ``set_permission_mode(mode)`` may be called beside a turn.
+    ``snapshot()`` gives what another client of the same options needs to go on with this
+    conversation: a plain msgpack value, small, or ``None`` if none can. It is called after
+    ``connect`` and after each turn, and must hold that turn; whoever gets it may outlive this
+    process.
+    ``restore(value)`` comes before ``connect``, which then goes on with that conversation. Either
+    raises ``ClientConnectError`` (with ``retryable = False`` if trying again is of no use) rather
+    than begin with less than was answered.
+    ``use_control()`` (sync) comes before ``connect`` if there is a caller to ask: the client then
+    lets it decide on what it would decide itself. Any client may ask by
+    ``soloist.worker.control.ask_caller``.
     """
 
     async def connect(self) -> None:

@@ -7,7 +7,7 @@ functions, so that importing this module costs nothing and needs no SDK.
 Invariants: the answer of an abandoned, cancelled or injected turn is never yielded for another
 prompt (``claude_turns`` decides); an API error raises after its result was yielded; after
 ``disconnect`` the CLI's process tree is gone, whatever state it was in, and that takes bounded
-time; ``connect`` always begins a new conversation unless the options say ``resume``.
+time; ``connect`` always begins a new conversation unless the options or ``restore`` say otherwise.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import asyncio
 import contextlib
 import dataclasses
 import difflib
-import errno
 import logging
 import uuid
+import warnings
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from soloist.protocol.codec import Prompt
-from soloist.protocol.content import is_result
+from soloist.protocol.content import Map, is_result
 from soloist.protocol.errors import (
     ClientConnectError,
     ClientError,
@@ -33,11 +33,12 @@ from soloist.protocol.errors import (
     InvalidOptions,
     InvalidPrompt,
     LocalProtocolError,
-    RateLimited,
-    SoloistError,
 )
+from soloist.worker.clients import claude_errors
 from soloist.worker.clients.claude_cli import MARK, end, exit_of, stderr_drained
+from soloist.worker.clients.claude_resume import Resumption, UnknownConversation
 from soloist.worker.clients.claude_turns import Attribution
+from soloist.worker.control import ask_permission
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -50,9 +51,7 @@ MAX_UNREAD = 1_000
 """Messages of a turn that wait for their reader; beyond, the CLI is no longer read."""
 
 _STDERR_LINES, _STDERR_LINE_CHARS = 40, 500
-_NOT_EXECUTABLE = frozenset({errno.EACCES, errno.ENOEXEC, errno.ENOTDIR})
-_RETRYABLE_STATUS = 408
-_SERVER_FAULTS = frozenset({"server_error", "overloaded"})
+_DECIDERS = ("can_use_tool", "permission_prompt_tool_name")
 
 _log = logging.getLogger(__name__)
 
@@ -61,8 +60,9 @@ class ClaudeClient:
     """A conversation with the claude CLI.
 
     Messages are the Agent SDK's own objects. Besides the client contract it has ``set_model``,
-    ``set_permission_mode`` and ``is_connected``. There is no ``reset``: the CLI has no cheap way
-    of forgetting that keeps nothing, so a new conversation is a new connection.
+    ``set_permission_mode``, ``snapshot``, ``restore``, ``use_control`` and ``is_connected``. There
+    is no ``reset``: the CLI has no cheap way of forgetting that keeps nothing, so a new
+    conversation is a new connection.
 
     Args:
         options: the fields of ``claude_agent_sdk.ClaudeAgentOptions``, nothing else. What the CLI
@@ -90,6 +90,8 @@ class ClaudeClient:
         self._reader: asyncio.Task[None] | None = None
         self._repeating: asyncio.Task[None] | None = None
         self._attribution = Attribution()
+        self._resumption = Resumption(options)
+        self._is_controlled = False
         self._turn: _Turn | None = None
         self._lost: ClientError | None = None
         self._rate_limit: Any = None
@@ -114,8 +116,29 @@ class ClaudeClient:
         """Whether the CLI can take a prompt; ``False`` once it has died."""
         return self._client is not None and self._lost is None
 
+    def use_control(self) -> None:
+        """Let the caller decide on permissions, unless the options say who does."""
+        self._is_controlled = True
+
+    def snapshot(self) -> Map | None:
+        """What another client needs to go on with this conversation; ``None`` if none can.
+
+        Good from ``connect`` on, except with ``continue_conversation``: then from the first result.
+        It names the conversation in the CLI's own store, and what ``set_model`` and
+        ``set_permission_mode`` have changed.
+        """
+        return self._resumption.snapshot()
+
+    def restore(self, value: object) -> None:
+        """Let the next ``connect`` go on with the conversation of a snapshot.
+
+        Raises:
+            ClientConnectError: ``value`` is no snapshot of this client's; not retryable.
+        """
+        self._resumption.restore(value)
+
     async def connect(self) -> None:
-        """Start a CLI and with it a new conversation; ends the one before.
+        """Start a CLI and with it a new conversation, or the restored one; ends the one before.
 
         Cancelling it ends the CLI that was being started.
 
@@ -123,10 +146,23 @@ class ClaudeClient:
             ClientNotFound: the SDK or the CLI is missing, or is no program; the user's.
             InvalidOptions: the SDK refused the options; the user's.
             ClientConnectError: the CLI did not start up; its standard error is in the message.
+                Not retryable if it cannot resume the conversation, or has it already.
         """
         await self.disconnect()
+        unknown: UnknownConversation | None = None
+        for options in self._resumption.ways():
+            try:
+                await self._start(options)
+            except UnknownConversation as error:
+                unknown = error
+            else:
+                return
+        assert unknown is not None, "there is always a way"
+        raise unknown
+
+    async def _start(self, options: dict[str, Any]) -> None:
         self._stderr.clear()
-        client = self._new_client()
+        client = self._new_client(options)
         connecting = asyncio.create_task(client.connect())
         try:
             await self._wait_connected(client, connecting)
@@ -134,6 +170,7 @@ class ClaudeClient:
             connecting.cancel()
             await end(client, connecting, self._mark)
             raise
+        self._resumption.connected()
         self._client, self._lost, self._turn = client, None, None
         self._attribution = Attribution()
         self._reader = asyncio.create_task(self._read(client, self._attribution))
@@ -160,7 +197,7 @@ class ClaudeClient:
             self._turn = None
             raise InvalidPrompt(f"the prompt cannot be sent as JSON: {error}") from error
         except Exception as error:
-            self._lost = self._lost or self._lost_error(error)
+            self._lost = self._lost or claude_errors.lost(error, self._last_words())
             raise self._lost from error
 
     async def receive_response(self) -> AsyncIterator[Any]:
@@ -186,7 +223,7 @@ class ClaudeClient:
             yield message
         if turn.error_result is not None:
             result, turn.error_result = turn.error_result, None
-            raise _error_of(result, turn.api_error, self._retry_after_s())
+            raise claude_errors.error_of(result, turn.api_error, self._retry_after_s())
 
     async def interrupt(self) -> None:
         """End the running turn early; its result follows. Without a turn, do nothing.
@@ -203,10 +240,12 @@ class ClaudeClient:
     async def set_model(self, model: str | None = None) -> None:
         """Go on with another model; ``None`` is the CLI's default."""
         await self._control(self._connected().set_model(model))
+        self._resumption.chose("model", model)
 
     async def set_permission_mode(self, mode: Any) -> None:
         """Go on with another permission mode (``ClaudeAgentOptions.permission_mode``)."""
         await self._control(self._connected().set_permission_mode(mode))
+        self._resumption.chose("permission_mode", mode)
 
     async def disconnect(self) -> None:
         """End the conversation, its CLI and everything that the CLI started. Never raises."""
@@ -221,18 +260,21 @@ class ClaudeClient:
         if client is not None:
             await end(client, asyncio.create_task(client.disconnect()), self._mark)
 
-    def _new_client(self) -> ClaudeSDKClient:
+    def _new_client(self, options: dict[str, Any]) -> ClaudeSDKClient:
         sdk = _sdk()
         self._mark = str(uuid.uuid4())
-        own = {
+        own: dict[str, Any] = {
             "stderr": self._note_stderr,
             "env": {**self._options.get("env", {}), MARK: self._mark},
         }
+        if self._is_controlled and not any(map(options.get, _DECIDERS)):
+            own["can_use_tool"] = ask_permission
+            _silence_advice(sdk)
         try:
-            options = sdk.ClaudeAgentOptions(**{**self._options, **own})
+            whole = sdk.ClaudeAgentOptions(**{**options, **own})
         except TypeError as error:
-            raise InvalidOptions(f"the Agent SDK refused the options: {error}") from error
-        client: ClaudeSDKClient = sdk.ClaudeSDKClient(options)
+            raise claude_errors.refused(error) from error
+        client: ClaudeSDKClient = sdk.ClaudeSDKClient(whole)
         return client
 
     async def _wait_connected(
@@ -247,11 +289,11 @@ class ClaudeClient:
                 return
             await stderr_drained(client)
         except Exception as error:
-            raise self._connect_error(error) from error
+            raise claude_errors.unstarted(_sdk(), error, self._last_words()) from error
         finally:
             exited.cancel()
         words = f"the claude CLI ended with exit code {exited.result()} while connecting"
-        raise ClientConnectError(self._with_stderr(words))
+        raise claude_errors.ended_at_start(words, self._last_words())
 
     async def _read(self, client: ClaudeSDKClient, attribution: Attribution) -> None:
         """Hand the CLI's messages to the turn that they belong to, until the CLI is gone.
@@ -265,7 +307,7 @@ class ClaudeClient:
         except Exception as broken:  # noqa: BLE001 - the SDK raises bare Exceptions too
             error = broken
         await stderr_drained(client)
-        self._lost = self._lost or self._lost_error(error)
+        self._lost = self._lost or claude_errors.lost(error, self._last_words())
         if self._turn is not None:
             await self._turn.unread.put(self._lost)
 
@@ -273,6 +315,7 @@ class ClaudeClient:
         async for message in _messages_of(client):
             if type(message).__name__ == "RateLimitEvent":
                 self._rate_limit = message.rate_limit_info
+            self._resumption.saw(message)
             owner, messages = attribution.take(message)
             turn = self._turn
             if turn is None or turn.uuid != owner:
@@ -311,28 +354,8 @@ class ClaudeClient:
         if self._options.get("stderr") is not None:
             self._options["stderr"](line)
 
-    def _with_stderr(self, message: str) -> str:
-        if not self._stderr:
-            return message
-        return "\n".join([message, "its standard error:", *self._stderr])
-
-    def _connect_error(self, error: Exception) -> SoloistError:
-        sdk = _sdk()
-        reason = getattr(error.__cause__, "errno", None)
-        if isinstance(error, sdk.CLINotFoundError) or reason in _NOT_EXECUTABLE:
-            return ClientNotFound(
-                f"the claude CLI cannot be started: {error}. The package claude-agent-sdk carries "
-                "it; otherwise set the option cli_path"
-            )
-        if isinstance(error, ValueError | TypeError):
-            return InvalidOptions(f"the Agent SDK refused the options: {error}")
-        return ClientConnectError(self._with_stderr(_words_of(error)))
-
-    def _lost_error(self, error: Exception | None) -> ClientError:
-        words = "it ended by itself" if error is None else _words_of(error)
-        lost = ClientError(self._with_stderr(f"the claude CLI was lost: {words}"))
-        lost.retryable = True
-        return lost
+    def _last_words(self) -> str:
+        return "\n".join(["", "its standard error:", *self._stderr]) if self._stderr else ""
 
     def _retry_after_s(self) -> float | None:
         limit = self._rate_limit
@@ -358,7 +381,7 @@ class _Turn:
             self.api_error = message.error
         if is_result(message):
             self.is_over = True
-            if message.is_error and not (self.is_interrupted and _is_aborted(message)):
+            if message.is_error and not (self.is_interrupted and claude_errors.is_aborted(message)):
                 self.error_result = message
 
     def abandon(self) -> None:
@@ -376,6 +399,13 @@ def _sdk() -> ModuleType:
             f"({error})"
         ) from error
     return claude_agent_sdk
+
+
+def _silence_advice(sdk: ModuleType) -> None:
+    """Keep the SDK from warning the user of a ``can_use_tool`` that is not the user's."""
+    advice = getattr(sdk, "CanUseToolShadowedWarning", None)
+    if advice is not None:
+        warnings.filterwarnings("ignore", category=advice)
 
 
 def _unknown_option(name: str, known: list[str]) -> str:
@@ -406,37 +436,3 @@ async def _messages_of(client: ClaudeSDKClient) -> AsyncIterator[Any]:
             _log.warning("left out a message that the Agent SDK cannot parse: %s", error)
         else:
             return
-
-
-def _is_aborted(result: Any) -> bool:
-    """Whether a result is that of an interrupted turn; older CLIs give no reason."""
-    reason = result.terminal_reason
-    return reason.startswith("aborted") if reason else result.api_error_status is None
-
-
-def _error_of(result: Any, api_error: str | None, retry_after_s: float | None) -> ClientError:
-    status = result.api_error_status
-    text = _error_text(result)
-    if status == 429 or api_error == "rate_limit":  # noqa: PLR2004
-        return RateLimited(text, retry_after_s=retry_after_s, api_status=status)
-    error = ClientError(text, api_status=status)
-    is_server_fault = status is not None and (status >= 500 or status == _RETRYABLE_STATUS)  # noqa: PLR2004
-    error.retryable = is_server_fault or (status is None and api_error in _SERVER_FAULTS)
-    return error
-
-
-def _error_text(result: Any) -> str:
-    """The most telling text of a failed result; an API error's subtype says "success"."""
-    if result.errors:
-        return "; ".join(result.errors)
-    if result.result:
-        return str(result.result)
-    return result.subtype if result.subtype != "success" else "the agent reported an error"
-
-
-def _words_of(error: Exception) -> str:
-    exit_code = getattr(error, "exit_code", None)
-    has_own_words = type(error).__name__ == "ResultError"
-    if exit_code is not None and not has_own_words:
-        return f"it ended with exit code {exit_code}"
-    return str(error) or type(error).__name__

@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from soloist.protocol.content import Message, function_messages
+from soloist.protocol.content import Map, Message, function_messages
 from soloist.protocol.errors import ResultNotSerializable
 
 
@@ -50,6 +50,13 @@ class AsyncFunctionClient:
 
     async def reset(self) -> None:
         """Nothing to forget."""
+
+    def snapshot(self) -> Map:
+        """Nothing to remember: any other can go on."""
+        return {}
+
+    def restore(self, value: object) -> None:
+        """Nothing to go on with."""
 
     async def query(self, prompt: Any) -> None:
         """Take the next prompt."""
