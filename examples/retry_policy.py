@@ -2,49 +2,51 @@
 
 Prints::
 
-    without a policy: ClientError, after 1 call
-    with one: the answer, after 3 attempts
-    not for this error: ClientError, after 1 call
-    it may have run: WorkerLost, started=None, after 1 call
+    the answer, after 3 attempts
+    not for this error: WorkerLost
+    not if it may have run: ClientError, after 1 attempt
 """
 
 import os
 import tempfile
 from pathlib import Path
 
-from soloist import ClientError, RateLimited, Retry, SoloistError, Supervisor
+from soloist import ClientError, Retry, SoloistError, Supervisor, WorkerLost
 
-folder = tempfile.TemporaryDirectory()
-calls = Path(folder.name, "calls")
+FAILURES = 2
 
 
-def flaky(prompt: str) -> str:
-    """Fails twice, then works. Counts its calls in a file: workers share no memory."""
-    with calls.open("a") as file:
-        file.write("x")
-    if prompt == "die":
+def flaky(prompt: str, *, log: str) -> str:
+    """Fails FAILURES times, then works. Counts in a file: workers share no memory."""
+    if prompt == "crash":
         os._exit(1)
-    if calls.stat().st_size <= 2:
+    with Path(log).open("a") as file:
+        file.write("x")
+    if Path(log).stat().st_size <= FAILURES:
         raise ConnectionResetError("by peer")
-    return "the answer"
+    return prompt
 
 
-def ask(prompt: str, retry: Retry | None) -> str:
-    calls.unlink(missing_ok=True)
-    with Supervisor(size=1, client=flaky, retry=retry) as sup:
+with tempfile.TemporaryDirectory() as folder:
+    log = Path(folder, "attempts")
+    options = {"log": str(log)}
+
+    # A callable that raised may have done half of its work: only you know whether that may be
+    # done again.
+    policy = Retry(attempts=4, first_delay_s=0.02, on=(ClientError,), may_have_run=True)
+    with Supervisor(size=1, client=flaky, options=options, retry=policy) as sup:
+        result = sup.submit("the answer").result()
+        print(f"{result.text}, after {result.attempts} attempts")
         try:
-            result = sup.submit(prompt).result()
+            sup.submit("crash").result()
+        except WorkerLost as error:
+            print("not for this error:", type(error).__name__)
+
+    log.unlink()
+    cautious = Retry(on=(ClientError,))
+    with Supervisor(size=1, client=flaky, options=options, retry=cautious) as sup:
+        try:
+            sup.submit("the answer").result()
         except SoloistError as error:
-            started = ", started=None" if prompt == "die" and error.started is None else ""
-            return f"{type(error).__name__}{started}, after {calls.stat().st_size} call"
-        return f"{result.text}, after {result.attempts} attempts"
-
-
-# A callable that raised may have done half of its work: whether that may be done twice, only
-# you know.
-policy = Retry(attempts=4, first_delay_s=0.02, on=(ClientError,), may_have_run=True)
-print("without a policy:", ask("hello", None))
-print("with one:", ask("hello", policy))
-print("not for this error:", ask("hello", Retry(on=(RateLimited,), may_have_run=True)))
-print("it may have run:", ask("die", Retry(first_delay_s=0.02)))
-folder.cleanup()
+            attempts = log.stat().st_size
+            print(f"not if it may have run: {type(error).__name__}, after {attempts} attempt")

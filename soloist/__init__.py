@@ -45,6 +45,8 @@ from soloist.protocol.errors import (
     TooManyWorkers,
     WorkerLost,
 )
+from soloist.supervisor.aio import AsyncSupervisor
+from soloist.supervisor.aio_session import AsyncSession, AsyncSharedSession
 from soloist.supervisor.api import Supervisor
 from soloist.supervisor.control import ControlRequest
 from soloist.supervisor.futures import RequestFuture
@@ -60,6 +62,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AssistantMessage",
+    "AsyncSession",
+    "AsyncSharedSession",
+    "AsyncSupervisor",
     "ClientConnectError",
     "ClientError",
     "ClientNotFound",

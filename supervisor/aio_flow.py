@@ -135,28 +135,26 @@ class AsyncFlow:
                     await aclose()
             return
         rest = iter(self._prompts)
-        while not self._flow.is_late():
-            was_empty = not len(self._window)
+        while not (self._is_exhausted or self._flow.is_late()):
             self._is_exhausted = self._flow.fill(rest, is_brief=True)
-            if self._is_exhausted:
-                return
-            await self._go_on(was_empty=was_empty)
+            self._news.set_here()
+            await asyncio.sleep(0)
+            await self._until_room()
 
     async def _feed_from(self, source: AsyncIterator[Prompt]) -> None:
         pace = Pace()
         async for prompt in source:
+            self._flow.put(prompt)
+            if len(self._window) == 1:
+                self._news.set_here()
+            if pace.is_over():
+                await pace.pause()
+            await self._until_room()
             if self._flow.is_late():
                 return
-            self._flow.put(prompt)
-            if pace.is_over() or not self._window.has_room():
-                await self._go_on(was_empty=True)
         self._is_exhausted = True
 
-    async def _go_on(self, *, was_empty: bool) -> None:
-        """Tell the consumer if it waits for a first request; then wait until there is room."""
-        if was_empty:
-            self._news.set_here()
-        await asyncio.sleep(0)
+    async def _until_room(self) -> None:
         while not self._window.has_room():
             self._room.clear()
             await self._room.wait()

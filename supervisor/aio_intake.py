@@ -253,13 +253,10 @@ class Handlers:
 
         return answer
 
-    async def close(self) -> None:
-        """Cancel what still runs, and wait for it."""
+    def close(self) -> frozenset[asyncio.Task[Any]]:
+        """Begin no more; give the tasks that still run."""
         self._is_closed = True
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        return frozenset(self._tasks)
 
     def _result(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Wait for the handler; on the control desk's thread."""

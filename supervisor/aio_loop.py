@@ -136,9 +136,30 @@ def is_here(loop: asyncio.AbstractEventLoop) -> bool:
         return False
 
 
-def wrap(future: concurrent.futures.Future[_T]) -> asyncio.Future[_T]:
-    """The same future for this loop; cancelling it leaves the original alone."""
-    return asyncio.shield(asyncio.wrap_future(future))
+def wrap(source: concurrent.futures.Future[_T]) -> asyncio.Future[_T]:
+    """The same future for this loop; cancelling it leaves the original alone.
+
+    ``asyncio.wrap_future`` cancels the original, and within ``asyncio.shield`` it complains of an
+    error that nobody sees because its task was cancelled.
+    """
+    loop = asyncio.get_running_loop()
+    wrapped: asyncio.Future[_T] = loop.create_future()
+
+    def take() -> None:
+        if wrapped.done():
+            return
+        error = source.exception()
+        if error is None:
+            wrapped.set_result(source.result())
+        else:
+            wrapped.set_exception(error)
+
+    def done(_: concurrent.futures.Future[_T]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(take)
+
+    source.add_done_callback(done)
+    return wrapped
 
 
 def in_thread(function: Callable[[], _T], name: str) -> asyncio.Future[_T]:

@@ -167,8 +167,15 @@ class Supervisor:
             has_control=on_control is not None,
             control_timeout_s=control_timeout_s,
         )
-        desk = ControlDesk(on_control)
-        reactor = _start(pool, prepared, preload, template, sessions, desk, interrupt_grace_s)
+        reactor = _start(
+            pool,
+            prepared,
+            preload,
+            template=template,
+            sessions=sessions,
+            desk=ControlDesk(on_control),
+            interrupt_grace_s=interrupt_grace_s,
+        )
         self._reactor = reactor
         self._intake = Intake(
             reactor,
@@ -429,6 +436,7 @@ def _start(
     pool: Pool,
     client: usercode.Client,
     preload: Sequence[str],
+    *,
     template: WorkerConfig,
     sessions: SessionPolicy,
     desk: ControlDesk,
@@ -452,9 +460,9 @@ def _start(
             pool,
             folder,
             forkserver,
-            template,
-            sessions,
-            desk,
+            template=template,
+            sessions=sessions,
+            desk=desk,
             interrupt_grace_s=interrupt_grace_s,
         )
     except BaseException:

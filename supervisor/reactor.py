@@ -27,7 +27,6 @@ from soloist.protocol import codec
 from soloist.protocol.errors import (
     RemoteProtocolError,
     RequestCancelled,
-    SessionClosed,
     SlowReader,
     SoloistError,
     SupervisorClosed,
@@ -55,6 +54,7 @@ from soloist.protocol.transitions import WorkerState
 from soloist.supervisor.broker import Broker
 from soloist.supervisor.broker_channel import BrokerChannel, PeerContext
 from soloist.supervisor.brokers import Address, Brokers, SessionLimits, SessionPolicy
+from soloist.supervisor.calls import Calls
 from soloist.supervisor.channel import Channel
 from soloist.supervisor.control import ControlDesk
 from soloist.supervisor.crew import (
@@ -115,10 +115,10 @@ class Reactor:
         pool: Pool,
         folder: RunFolder,
         forkserver: Forkserver,
+        *,
         template: WorkerConfig,
         sessions: SessionPolicy,
         desk: ControlDesk,
-        *,
         interrupt_grace_s: float,
     ) -> None:
         self._pool = pool
@@ -126,14 +126,12 @@ class Reactor:
         self._forkserver = forkserver
         self._template = template
         self._sessions = sessions
-        self._desk = desk
+        self._calls = Calls(desk)
         self._interrupt_grace_s = interrupt_grace_s
         self._brokers = Brokers(
             pool.size, sessions, self._new_front, self._close_front, self._execute
         )
         self._wet: set[Front] = set()  # sockets that have to be looked at
-        self._calls = itertools.count(1)
-        self._commands: dict[int, tuple[int, Future[None]]] = {}
         self._inbox: deque[Request | Callable[[], None]] = deque()
         self._is_asleep = False
         self._wake_r, self._wake_w = os.pipe()
@@ -158,6 +156,16 @@ class Reactor:
             Kill: self._do_kill,
             Ended: self._session_ended,
             Tell: self._do_tell,
+        }
+        self._hearers: dict[type, Callable[[int, Any], None]] = {
+            Streamed: self._streamed,
+            Loaded: self._loaded,
+            Ready: self._ready,
+            Broken: self._broken,
+            Snapshot: self._snapshot,
+            Control: self._question,
+            Done: lambda _, reply: self._calls.done(reply),
+            Refused: lambda _, reply: self._calls.done(reply),
         }
         self._thread = threading.Thread(target=self._run, name="soloist-io", daemon=True)
 
@@ -420,29 +428,28 @@ class Reactor:
                     self._handle(number, message)
 
     def _handle(self, number: int, message: WireMessage | RemoteProtocolError) -> None:
-        match message:
-            case Streamed():
-                self._streamed(number, message)
-            case Loaded(_, pid, is_interruptible):
-                self._crew(number).loaded(number, pid, is_interruptible=is_interruptible)
-                self._first_worker_is(None)
-            case Ready():
-                self._execute(self._crew(number).ready(number))
-            case Broken():
-                error = from_info(message.error)
-                self._first_worker_is(None if message.is_loaded else error)
-                self._execute(self._crew(number).broken(number, error))
-            case Snapshot(_, data):
-                self._crew(number).snapshot(number, data)
-            case Control():
-                self._question(number, message)
-            case Done(call):
-                self._command_ended(call, None)
-            case Refused(call, info):
-                self._command_ended(call, from_info(info))
-            case _:
-                log.error("worker %d broke the protocol and is killed: %s", number, message)
-                self._do_kill(Kill(number))
+        handler = self._hearers.get(type(message))
+        if handler is not None:
+            handler(number, message)
+        else:
+            log.error("worker %d broke the protocol and is killed: %s", number, message)
+            self._do_kill(Kill(number))
+
+    def _loaded(self, number: int, message: Loaded) -> None:
+        self._crew(number).loaded(number, message.pid, is_interruptible=message.is_interruptible)
+        self._first_worker_is(None)
+
+    def _ready(self, number: int, message: Ready) -> None:
+        del message
+        self._execute(self._crew(number).ready(number))
+
+    def _broken(self, number: int, message: Broken) -> None:
+        error = from_info(message.error)
+        self._first_worker_is(None if message.is_loaded else error)
+        self._execute(self._crew(number).broken(number, error))
+
+    def _snapshot(self, number: int, message: Snapshot) -> None:
+        self._crew(number).snapshot(number, message.data)
 
     def _decide(self, now: float) -> None:
         self._run_to_end(lambda: self._pool.expire(now))
@@ -555,7 +562,7 @@ class Reactor:
         log.info("%r exited with code %s", crew.workers[number], exitcode)
         del self._processes[number]
         process.close()
-        self._commands_lost(number, exitcode)
+        self._calls.lost(number, exitcode)
         self._execute(crew.exited(number, exitcode, unclaimed, time.monotonic()))
         self._first_worker_is(
             WorkerLost(
@@ -593,23 +600,13 @@ class Reactor:
 
     # -- beside the turns ------------------------------------------------------------------------
 
-    def _question(self, number: int, question: Control) -> None:
-        """A client asks its caller; who has lost interest does not answer any more."""
+    def _question(self, number: int, asked: Control) -> None:
         process = self._processes[number]
-        crew = self._crew(number)
-        leases = crew.workers[number].leases
-        request = leases[0] if leases and leases[0].lease == question.lease else None
 
         def reply(answer: ControlReply) -> None:
             self._post(lambda: self._do_reply(process, answer))
 
-        self._desk.ask(
-            question,
-            "" if request is None else request.prompt,
-            crew.name,
-            None if request is None else request.on_control,
-            reply,
-        )
+        self._calls.question(self._crew(number), number, asked, reply)
 
     def _do_reply(self, process: WorkerProcess, answer: ControlReply) -> None:
         if self._processes.get(process.number) is process:
@@ -617,34 +614,11 @@ class Reactor:
 
     def _command(self, number: int, name: str, arguments: bytes, done: Future[None]) -> None:
         broker = self._brokers.touch(number)
-        if broker is None:
-            raise SessionClosed("the session is closed", started=False)
-        call = next(self._calls)
-        self._commands[call] = (number, done)
-        try:
-            self._execute(broker.command(call, name, arguments))
-        except SoloistError:
-            del self._commands[call]
-            raise
-
-    def _command_ended(self, call: int, error: SoloistError | None) -> None:
-        _, done = self._commands.pop(call, (0, None))
-        if done is None:
-            return
-        if error is None:
-            done.set_result(None)
-        else:
-            done.set_exception(error)
+        self._execute(self._calls.command(broker, name, arguments, done))
 
     def _session_ended(self, action: Ended) -> None:
-        self._commands_lost(action.number, None)
+        self._calls.lost(action.number, None)
         self._brokers.ended(action)
-
-    def _commands_lost(self, number: int, exitcode: int | None) -> None:
-        for call, (owner, _) in list(self._commands.items()):
-            if owner == number:
-                lost = WorkerLost("the worker died meanwhile", exitcode=exitcode)
-                self._command_ended(call, lost)
 
     # -- orders from callers ---------------------------------------------------------------------
 
@@ -772,8 +746,7 @@ class Reactor:
             waiter.set_result(None)
         self._idle_waiters.clear()
         self._brokers.give_up()
-        for call in list(self._commands):
-            self._command_ended(call, SupervisorClosed("the Supervisor is closed"))
+        self._calls.give_up(SupervisorClosed("the Supervisor is closed"))
         self._refuse_rest()
         self._wake_w, wake_w = -1, self._wake_w
         os.close(self._wake_r)

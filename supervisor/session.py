@@ -304,8 +304,8 @@ class Session(_Handle):
     def receive_response(self) -> TurnReader:
         """Read the messages of the prompt that was sent last, as they arrive.
 
-        Closing or dropping the iterator before its end interrupts the turn. After ``interrupt`` it ends with
-        the turn's ``ResultMessage``, as ``ClaudeSDKClient``'s does.
+        Closing or dropping the iterator before its end interrupts the turn. After ``interrupt``
+        it ends with the turn's ``ResultMessage``, as ``ClaudeSDKClient``'s does.
 
         Raises:
             SessionBusy: another thread, which is still alive, sent the prompt.

@@ -10,6 +10,8 @@ as ``[status=429 retry_after=1] hello`` or ``[parts=20 delay_s=0.1] hello`` anyw
 ``status=N``              answer with that HTTP status and an API error
 ``retry_after=X``         send this ``retry-after`` header along with the status
 ``shape=count``           answer with the number of user messages that the request carried
+``tool=NAME``             use that tool, the text is its input as JSON; what it gives, or why it was
+                          denied, is the next thing the user "says"
 ========================  =====================================================================
 
 Invariants: it never looks anything up, never connects anywhere, and forgets authorization

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
+from uuid import uuid4
 
 _SCRIPT = re.compile(r"\[((?:\w+=[\w.]+ ?)+)\]\s*")
 _ERROR_TYPES = {
@@ -156,10 +157,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(status, script)
             return
         text = str(len(said)) if script.values.get("shape") == "count" else script.text
+        block = _block(text, script.values.get("tool"))
         if body.get("stream"):
-            self._stream(body["model"], text, script)
+            self._stream(body["model"], block, script)
         else:
-            self._json(200, _message(body["model"], [{"type": "text", "text": text}]))
+            self._json(200, _message(body["model"], [block]))
 
     def _error(self, status: int, script: _Script) -> None:
         headers = {"x-should-retry": "false"}
@@ -187,14 +189,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("connection", "close")
         self.close_connection = True
 
-    def _stream(self, model: str, text: str, script: _Script) -> None:
+    def _stream(self, model: str, block: dict[str, Any], script: _Script) -> None:
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.send_header("request-id", "req_stub")
         self._end_connection()
         self.end_headers()
         pause_s = script.number("delay_s", 0)
-        for event in _events(model, text, int(script.number("parts", 1))):
+        for event in _events(model, block, int(script.number("parts", 1))):
             is_piece = event["type"] == "content_block_delta"
             if is_piece and pause_s and self.server.stopping.wait(pause_s):
                 return
@@ -207,34 +209,58 @@ def _text_of(message: dict[str, Any]) -> str:
     content = message["content"]
     if isinstance(content, str):
         return content
-    texts = [block["text"] for block in content if block.get("type") == "text"]
+    texts = [_text_of_block(block) for block in content]
     own = [text for text in texts if not text.lstrip().startswith("<system-reminder>")]
     return own[-1] if own else ""
 
 
+def _text_of_block(block: dict[str, Any]) -> str:
+    if block.get("type") == "tool_result":
+        return _text_of({"content": block.get("content") or ""})
+    return str(block.get("text", "<system-reminder>"))
+
+
+def _block(text: str, tool: str | None) -> dict[str, Any]:
+    if tool is None:
+        return {"type": "text", "text": text}
+    return {
+        "type": "tool_use",
+        "id": f"toolu_{uuid4().hex}",
+        "name": tool,
+        "input": json.loads(text),
+    }
+
+
 def _message(model: str, content: list[dict[str, Any]]) -> dict[str, Any]:
     return {
-        "id": "msg_stub",
+        "id": f"msg_{uuid4().hex}",  # the CLI takes two of one id for one message
         "type": "message",
         "role": "assistant",
         "model": model,
         "content": content,
-        "stop_reason": "end_turn",
+        "stop_reason": _stop_reason(content),
         "stop_sequence": None,
         "usage": {"input_tokens": 1, "output_tokens": 1},
     }
 
 
-def _events(model: str, text: str, parts: int) -> Iterator[dict[str, Any]]:
+def _stop_reason(content: list[dict[str, Any]]) -> str:
+    return "tool_use" if content and content[-1]["type"] == "tool_use" else "end_turn"
+
+
+def _events(model: str, whole: dict[str, Any], parts: int) -> Iterator[dict[str, Any]]:
     start = {**_message(model, []), "stop_reason": None}
     yield {"type": "message_start", "message": start}
-    block = {"type": "text", "text": ""}
+    is_tool = whole["type"] == "tool_use"
+    block = {**whole, "input": {}} if is_tool else {**whole, "text": ""}
+    text = json.dumps(whole["input"]) if is_tool else whole["text"]
     yield {"type": "content_block_start", "index": 0, "content_block": block}
     for i in range(parts):
         piece = text[len(text) * i // parts : len(text) * (i + 1) // parts]
-        delta = {"type": "text_delta", "text": piece}
+        text_delta = {"type": "text_delta", "text": piece}
+        delta = {"type": "input_json_delta", "partial_json": piece} if is_tool else text_delta
         yield {"type": "content_block_delta", "index": 0, "delta": delta}
     yield {"type": "content_block_stop", "index": 0}
-    end = {"stop_reason": "end_turn", "stop_sequence": None}
+    end = {"stop_reason": _stop_reason([whole]), "stop_sequence": None}
     yield {"type": "message_delta", "delta": end, "usage": {"output_tokens": 1}}
     yield {"type": "message_stop"}

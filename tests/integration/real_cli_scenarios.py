@@ -7,13 +7,19 @@ can be reached.
 import asyncio
 import json
 import os
+import signal
 import socket
 import sys
 import time
+from pathlib import Path
 
 import psutil
+from claude_agent_sdk import HookMatcher, PermissionResultAllow, PermissionResultDeny
 
-from soloist.protocol.errors import ClientError, to_info
+from soloist.protocol import codec
+from soloist.protocol.errors import ClientConnectError, ClientError, to_info
+from soloist.protocol.messages import ControlReply
+from soloist.worker import control
 from soloist.worker.clients.claude import ClaudeClient
 from tests.api_stub import ApiStub
 from tests.support_netns import STUB_PORT
@@ -22,8 +28,12 @@ LIMIT_S = 20
 OPTIONS = {"tools": [], "setting_sources": [], "system_prompt": "You are a test."}
 
 
+def built(**options):
+    return ClaudeClient(**{"cwd": os.environ["HOME"], **OPTIONS, **options})
+
+
 async def connected(**options):
-    client = ClaudeClient(cwd=os.environ["HOME"], **OPTIONS, **options)
+    client = built(**options)
     await client.connect()
     return client
 
@@ -112,7 +122,196 @@ async def end(stub):
     return {"took_s": took_s, "left": left}
 
 
-SCENARIOS = (two_turns, pieces, interrupts, api_errors, local_command, end)
+def touch(name):
+    """A prompt that has the agent use a tool for which it needs permission."""
+    return "[tool=Bash] " + json.dumps({"command": f"touch {name}", "description": "a test"})
+
+
+async def touched(client, stub, name):
+    """What became of the attempt: whether the file is there, and what the agent was told."""
+    await ask(client, touch(name))
+    return is_there(name), stub.turns[-1].user_texts[-1]
+
+
+def is_there(name):
+    return Path(os.environ["HOME"], name).exists()
+
+
+async def own_permission(stub):
+    """A ``can_use_tool`` of the user's own denies, changes and allows."""
+    asked = []
+
+    async def can_use_tool(tool, tool_input, context):
+        asked.append([tool, tool_input["command"], bool(context.tool_use_id)])
+        if "denied" in tool_input["command"]:
+            return PermissionResultDeny(message="not here")
+        if "changed" in tool_input["command"]:
+            return PermissionResultAllow(updated_input={**tool_input, "command": "touch safer"})
+        return PermissionResultAllow()
+
+    client = await connected(tools=["Bash"], can_use_tool=can_use_tool)
+    seen = {name: await touched(client, stub, name) for name in ("denied", "changed", "allowed")}
+    await client.disconnect()
+    return {**seen, "safer": is_there("safer"), "asked": asked}
+
+
+class Caller:
+    """Answers every question with what ``decide`` says to its kind and data."""
+
+    def __init__(self, decide):
+        self.questions = []
+        self._decide = decide
+        self._controls = control.Controls(self._take, LIMIT_S)
+        control.install(self._controls)
+
+    def _take(self, question):
+        data = codec.decode_value(question.data)
+        self.questions.append([question.kind, sorted(data)])
+        reply = self._decide(question.kind, data)
+        self._controls.resolve(ControlReply(question.number, codec.encode_value(reply)))
+
+
+async def callers_permission(stub):
+    """With no callback of the user's own, the caller decides; what is no decision denies."""
+
+    def decide(kind, data):
+        command = data["input"]["command"]
+        return {"behavior": "deny" if "refused" in command else "allow"} | (
+            {"behavior": "perhaps"} if "unclear" in command else {}
+        )
+
+    caller = Caller(decide)
+    client = built(tools=["Bash"])
+    client.use_control()
+    await client.connect()
+    names = ("granted", "refused", "unclear")
+    seen = {name: await touched(client, stub, name) for name in names}
+    await client.disconnect()
+    return {**seen, "questions": caller.questions}
+
+
+async def callers_hook(stub):
+    """The caller decides in a hook; without an answer of its, the tool is denied."""
+
+    def decide(kind, data):
+        command = data["input"]["tool_input"]["command"]
+        decision = {"hookEventName": "PreToolUse", "permissionDecision": "allow"}
+        return {"output": {"hookSpecificOutput": decision}} if "let" in command else {}
+
+    caller = Caller(decide)
+    hooks = {"PreToolUse": [HookMatcher(hooks=[control.ask_hook])]}
+    client = await connected(tools=["Bash"], hooks=hooks)
+    seen = {name: await touched(client, stub, name) for name in ("let", "barred")}
+    await client.disconnect()
+    return {**seen, "questions": caller.questions}
+
+
+async def killed(client):
+    """Kill the client's CLI; gives the snapshot of before."""
+    snapshot = client.snapshot()
+    os.kill(client._client._transport._process.pid, signal.SIGKILL)
+    await asyncio.wait({client._reader})
+    await client.disconnect()
+    return snapshot
+
+
+async def restored(snapshot, **options):
+    client = built(**options)
+    client.restore(codec.decode_value(codec.encode_value(snapshot)))
+    await client.connect()
+    return client
+
+
+async def continued(stub):
+    """The CLI is killed between two turns, and in mid-turn; another goes on."""
+    client = await connected()
+    await ask(client, "my name is Ada")
+    client = await restored(await killed(client), include_partial_messages=True)
+    answers = [seen(await ask(client, "second"))["result"]]
+    await client.query("[parts=200 delay_s=0.1] " + "x" * 200)
+    async for message in client.receive_response():
+        if getattr(message, "event", {}).get("type") == "content_block_delta":
+            break
+    client = await restored(await killed(client))
+    turns = len(stub.turns)
+    answers.append(seen(await ask(client, "third"))["result"])
+    history, turns = stub.turns[-1].user_texts, len(stub.turns) - turns
+    await client.disconnect()
+    return {"answers": answers, "history": history, "turns": turns}
+
+
+async def killed_before_a_word(stub):
+    """Nothing was said: nothing is missing, and the conversation can begin."""
+    snapshot = await killed(await connected())
+    client = await restored(snapshot)
+    answer = seen(await ask(client, "hello"))["result"]
+    await client.disconnect()
+    return {"snapshot": sorted(snapshot), "answer": answer, "history": stub.turns[-1].user_texts}
+
+
+async def killed_with_the_answer(stub):
+    """What was answered is kept, even if the CLI dies the moment its result is here."""
+    kept = []
+    for _ in range(3):
+        client = await connected()
+        await client.query("remember")
+        async for message in client.receive_response():
+            if type(message).__name__ == "ResultMessage":
+                os.kill(client._client._transport._process.pid, signal.SIGKILL)
+        client = await restored(await killed_already(client))
+        await ask(client, "again")
+        roles = [message["role"] for message in stub.turns[-1].body["messages"]]
+        kept.append([stub.turns[-1].user_texts, "assistant" in roles])
+        await client.disconnect()
+    return kept
+
+
+async def killed_already(client):
+    snapshot = client.snapshot()
+    await client.disconnect()
+    return snapshot
+
+
+async def cleared(stub):
+    """The CLI goes on under another session id after ``/clear``."""
+    client = await connected()
+    await ask(client, "forget me")
+    before = client.snapshot()
+    await ask(client, "/clear")
+    await ask(client, "keep me")
+    snapshot = await killed(client)
+    client = await restored(snapshot)
+    await ask(client, "again")
+    await client.disconnect()
+    return {"moved": before != snapshot, "history": stub.turns[-1].user_texts}
+
+
+async def unknown(stub):
+    """The CLI does not have what it is to resume: an error for good, and no blank answer."""
+    client = built()
+    client.restore({"session_id": "00000000-0000-4000-8000-000000000000"})
+    try:
+        await client.connect()
+    except ClientConnectError as error:
+        return to_info(error)._asdict()
+
+
+SCENARIOS = (
+    two_turns,
+    pieces,
+    interrupts,
+    api_errors,
+    local_command,
+    end,
+    own_permission,
+    callers_permission,
+    callers_hook,
+    continued,
+    killed_before_a_word,
+    killed_with_the_answer,
+    cleared,
+    unknown,
+)
 
 
 def main():

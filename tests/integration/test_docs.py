@@ -14,12 +14,13 @@ PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")], key=lambda page: page.as_posix()
 )
 SNIPPET = re.compile(
-    r"(?P<skip><!-- not run: [^>]+ -->\n)?"
+    r"(?P<skip><!-- (?:not run: [^>]+|from examples/\w+\.py) -->\n)?"
     r"^```python\n(?P<code>.*?)^```\n"
     r"(?:\n```text\n(?P<output>.*?)^```\n)?",
     re.DOTALL | re.MULTILINE,
 )
-"""A block of Python, what it prints if that follows, and the mark of one that is not run."""
+"""A block of Python, what it prints if that follows, and the mark of one that is not run here:
+for a reason, or because it is part of an example (see ``test_examples.py``)."""
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 FENCED = re.compile(r"^```.*?^```\n", re.DOTALL | re.MULTILINE)
 HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
@@ -47,9 +48,21 @@ def test_a_snippet_runs_and_prints_what_the_page_says(code, output, tmp_path):
     assert output is None or done.stdout == output
 
 
-def test_the_readme_has_snippets():
+@pytest.mark.parametrize(("page", "least"), [("README.md", 3), ("docs/concurrency.md", 3)])
+def test_a_page_has_snippets(page, least):
     """Else the pattern that finds them is broken, and nothing above was tried."""
-    assert len(SNIPPET.findall((ROOT / "README.md").read_text())) >= 3
+    found = list(SNIPPET.finditer((ROOT / page).read_text()))
+    assert sum(not snippet["skip"] for snippet in found) >= least
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_block_of_python_is_found(page):
+    """A mark with a typing error must not hide a block from the tests."""
+    text = page.read_text()
+    found = list(SNIPPET.finditer(text))
+    assert len(re.findall(r"^```python\b", text, re.MULTILINE)) == len(found)
+    marks = re.findall(r"^<!-- (?:not run|from)\b.*-->$", text, re.MULTILINE)
+    assert len(marks) == sum(bool(snippet["skip"]) for snippet in found)
 
 
 def test_every_error_has_its_row():

@@ -141,18 +141,29 @@ class TestRequest:
     def test_whose_caller_lost_interest_is_never_run_again(self):
         state = follow(REQUEST, RequestState.QUEUED, RequestEvent.LEASE, RequestEvent.INTERRUPT)
         assert state is RequestState.DRAINING
-        assert RequestState.QUEUED not in reachable(REQUEST, state)
-        assert RequestState.LEASED not in reachable(REQUEST, state)
+        assert reachable(REQUEST, state) == {state, RequestState.SETTLED}
+
+    def test_that_failed_waits_again_before_it_is_leased_again(self):
+        state = follow(REQUEST, RequestState.QUEUED, RequestEvent.LEASE, RequestEvent.RETRY)
+        assert state is RequestState.DELAYED
+        assert set(REQUEST[state]) == {RequestEvent.DUE, RequestEvent.SETTLE}
+        assert follow(REQUEST, state, RequestEvent.DUE) is RequestState.QUEUED
+
+    @pytest.mark.parametrize("state", [s for s in RequestState if s is not RequestState.LEASED])
+    def test_that_no_worker_holds_cannot_fail_there(self, state):
+        with pytest.raises(LocalProtocolError):
+            advance(REQUEST, state, RequestEvent.RETRY)
 
 
 class RequestWalk(RuleBasedStateMachine):
-    """A random walk beside a model of two facts: who holds it, and whether anybody waits."""
+    """A random walk beside a model: who holds it, whether anybody waits, whether it waits."""
 
     def __init__(self):
         super().__init__()
         self.state = RequestState.QUEUED
         self.is_with_worker = False
         self.is_wanted = True
+        self.is_delayed = False
         self.settled = 0
 
     def attempt(self, event, *, possible):
@@ -166,7 +177,7 @@ class RequestWalk(RuleBasedStateMachine):
 
     @rule()
     def lease(self):
-        possible = not self.settled and not self.is_with_worker
+        possible = not self.settled and not self.is_with_worker and not self.is_delayed
         if self.attempt(RequestEvent.LEASE, possible=possible):
             self.is_with_worker = True
 
@@ -181,10 +192,21 @@ class RequestWalk(RuleBasedStateMachine):
             self.is_wanted = False
 
     @rule()
+    def retry(self):
+        if self.attempt(RequestEvent.RETRY, possible=self.is_with_worker and self.is_wanted):
+            self.is_with_worker = False
+            self.is_delayed = True
+
+    @rule()
+    def fall_due(self):
+        if self.attempt(RequestEvent.DUE, possible=self.is_delayed):
+            self.is_delayed = False
+
+    @rule()
     def settle(self):
         if self.attempt(RequestEvent.SETTLE, possible=not self.settled):
             self.settled += 1
-            self.is_with_worker = False
+            self.is_with_worker = self.is_delayed = False
 
     @invariant()
     def is_settled_at_most_once(self):

@@ -111,6 +111,16 @@ class TestSettled:
         assert len(heap) == 10
         assert drain(heap, 5.0) == made[:10]
 
+    def test_ones_alone_are_swept(self):
+        made = requests(*[5.0] * 200)
+        heap = heap_of(*made)
+        states = [state for state in RequestState if state is not RequestState.SETTLED]
+        for request, state in zip(made, states, strict=False):
+            request.state = state
+        settle(*made[len(states) :])
+        heap.sweep(len(states))
+        assert drain(heap, 5.0) == made[: len(states)]
+
     def test_a_few_are_not_worth_a_sweep(self):
         made = requests(*[5.0] * 60)
         heap = heap_of(*made)

@@ -1608,6 +1608,7 @@ class TestPause:
         world.decide()
         world.now += 0.5
         world.workers[1].answer(error=RateLimited("slower", retry_after_s=2.0))
+        assert world.decide() == []  # nothing can have been sent that could be taken back
         assert sent(world.tick(1.0)) == {}
         assert sent(world.tick(1.0)) != {}
 
@@ -1835,6 +1836,24 @@ class TestRetryEnds:
     def test_at_once_if_the_next_attempt_would_come_too_late(self, policy):
         world, _, request = self.scene(policy=policy, timeout_s=0.9)
         assert isinstance(world.outcome(request), RateLimited)
+
+    @pytest.mark.parametrize("end", ["error", "death"])
+    def test_at_once_if_the_first_attempt_took_all_the_time(self, end):
+        retry = Retry(total_s=10.0, first_delay_s=1.0, may_have_run=True)
+        world, worker, request = busy_world(retry=retry)
+        world.now += 9.5
+        if end == "error":
+            worker.answer(duration_s=9.5, error=REFUSED())
+        else:
+            worker.die()
+        assert request.state is RequestState.SETTLED
+
+    def test_by_a_refusal_after_an_attempt_that_may_have_run(self):
+        world, worker, request = self.scene(error=self.UNSURE(), policy={"attempts": 3})
+        world.tick(1.0)
+        worker.answer(error=REFUSED())
+        world.cancel(request)
+        assert world.outcome(request).started is None
 
     def test_by_cancel_pending(self):
         world, _, request = self.scene()

@@ -127,7 +127,7 @@ class TestPermission:
         async def scenario():
             client = await controlled(cli)
             turn = asyncio.ensure_future(ask(client, "/tool Bash ls"))
-            await asked(caller)
+            await caller.news.wait()
             (question,) = caller.waiting.values()
             await client.interrupt()
             result = (await turn)[-1]
@@ -187,15 +187,3 @@ class TestHook:
         (said,) = json.loads(answer_of(cli, "/hook Bash ls", hooks=hooks))
         assert said["hookSpecificOutput"]["permissionDecision"] == "deny"
         assert "KeyError" in said["hookSpecificOutput"]["permissionDecisionReason"]
-
-
-async def asked(caller):
-    """Wait until the next question has come."""
-    come = asyncio.Event()
-
-    def take(question):
-        Caller.take(caller, question)
-        come.set()
-
-    caller.controls._send = take
-    await come.wait()

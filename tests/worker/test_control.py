@@ -38,11 +38,13 @@ class Caller:
     def __init__(self, reply=None, timeout_s=LIMIT_S):
         self.reply = reply
         self.asked = []
+        self.news = asyncio.Event()
         self.controls = Controls(self.take, timeout_s)
 
     def take(self, question):
         assert codec.decode(codec.encode(question)) == question
         self.asked.append(question)
+        self.news.set()
         if self.reply is not None:
             # As a real supervisor may: the answer is there before the question's sender returns.
             self.answer(question.number, self.reply)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -134,7 +135,7 @@ class TestInterrupt:
 
     def test_it_can_be_told_to_lose_early_ones(self, monkeypatch):
         clock = 100.0
-        monkeypatch.setattr(time, "monotonic", lambda: clock)
+        monkeypatch.setattr(echo, "time", SimpleNamespace(monotonic=lambda: clock))
 
         async def turn(after_s):
             nonlocal clock
@@ -329,8 +330,7 @@ class TestAsking:
             await client.query("well?")
             turn = client.receive_response()
             reading = asyncio.ensure_future(anext(turn))
-            while not caller.asked:
-                await asyncio.sleep(0)
+            await caller.news.wait()
             (question,) = caller.waiting.values()
             await client.interrupt()
             result = await reading
