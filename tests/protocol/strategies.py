@@ -53,6 +53,12 @@ WIRE = {
         m.Answer, numbers, durations | numbers, texts, numbers, st.binary(max_size=20)
     ),
     m.Failure: st.builds(m.Failure, numbers, durations | numbers, tuple_errors),
+    m.Command: st.builds(m.Command, numbers, texts, st.binary(max_size=20)),
+    m.ControlReply: st.builds(m.ControlReply, numbers, st.binary(max_size=20)),
+    m.Snapshot: st.builds(m.Snapshot, numbers, st.binary(max_size=20)),
+    m.Control: st.builds(m.Control, numbers, numbers, texts, st.binary(max_size=20)),
+    m.Done: st.builds(m.Done, numbers),
+    m.Refused: st.builds(m.Refused, numbers, tuple_errors),
 }
 wire_messages = st.one_of(*WIRE.values())
 
@@ -115,6 +121,26 @@ def prompts():
     return texts | st.lists(block, max_size=3)
 
 
+# The public wire: what clients may say, as plain maps.
+public_ids = st.binary(min_size=16, max_size=16)
+_extra_keys = st.dictionaries(texts.map("x{}".format), values, max_size=2)
+PUBLIC = {
+    "QUERY": st.fixed_dictionaries(
+        {"id": public_ids, "prompt": prompts()},
+        optional={"timeout_ms": st.none() | numbers, "stream": st.none() | st.booleans()},
+    ),
+    "CANCEL": st.fixed_dictionaries({"id": public_ids}),
+    "CREDIT": st.fixed_dictionaries({"id": public_ids, "bytes": numbers}),
+}
+
+
+def public_requests(name):
+    """Valid messages of this type, with keys of a later version."""
+    return st.builds(
+        lambda fields, extra: {**extra, "v": 1, "type": name, **fields}, PUBLIC[name], _extra_keys
+    )
+
+
 # What msgpack can say but no peer of ours may.
 _foreign = st.sampled_from([msgpack.ExtType(5, b"x"), msgpack.Timestamp(1, 2), float("nan")])
 _keys = texts | st.binary(max_size=3) | st.integers(-5, 5) | st.booleans() | st.none()
@@ -123,7 +149,9 @@ garbage_values = st.recursive(
     lambda inner: st.lists(inner, max_size=6) | st.dictionaries(_keys, inner, max_size=3),
     max_leaves=8,
 )
-_near_messages = st.builds(lambda tag, rest: [tag, *rest], st.integers(-1, 10), st.lists(values))
+_near_messages = st.builds(
+    lambda tag, rest: [tag, *rest], st.integers(-1, len(WIRE) + 1), st.lists(values)
+)
 _typed_maps = st.builds(
     lambda fields, kind: {**fields, "type": kind},
     st.dictionaries(
@@ -156,3 +184,18 @@ def _damaged(draw):
 
 
 garbage = st.binary(max_size=60) | _packed | _damaged()
+
+
+_public_keys = ["v", "type", "id", "prompt", "timeout_ms", "stream", "bytes"]
+
+
+@st.composite
+def near_public_requests(draw):
+    """Valid requests with some of their keys gone or their values replaced, packed."""
+    value = draw(st.sampled_from(sorted(PUBLIC)).flatmap(public_requests))
+    for key in draw(st.lists(st.sampled_from(_public_keys), max_size=3)):
+        if draw(st.booleans()):
+            value.pop(key, None)
+        else:
+            value[key] = draw(garbage_values | st.sampled_from(["QUERY", "CANCEL", 2, b"x" * 15]))
+    return msgpack.packb(value)

@@ -120,7 +120,7 @@ REFUSED = {
     "a tag that is text": pack(["7"]),
     "a tag that is a truth value": pack([True, 1]),
     "a tag below all": pack([-1, 1, 0.5, ERROR]),
-    "a tag above all": pack([9]),
+    "a tag above all": pack([len(strategies.WIRE)]),
     "trailing bytes": pack([2]) + b"\x00",
     "two messages at once": pack([2]) * 2,
     "a byte that msgpack never uses": b"\xc1",
@@ -187,7 +187,7 @@ class TestGarbage:
         assert codec.decode(codec.encode(message)) == message
 
     @pytest.mark.parametrize(
-        "decode", [codec.decode_prompt, codec.decode_message, codec.decode_maps]
+        "decode", [codec.decode_prompt, codec.decode_message, codec.decode_maps, codec.decode_value]
     )
     @settings(max_examples=40)
     @given(data=strategies.garbage)
@@ -221,7 +221,14 @@ class TestGarbage:
         assert_declared_types(decoded)
 
     @pytest.mark.parametrize(
-        "decode", [codec.decode, codec.decode_prompt, codec.decode_message, codec.decode_maps]
+        "decode",
+        [
+            codec.decode,
+            codec.decode_prompt,
+            codec.decode_message,
+            codec.decode_maps,
+            codec.decode_value,
+        ],
     )
     def test_that_declares_more_than_it_holds_costs_bounded_memory(self, decode):
         size = 64 * 1024
@@ -484,3 +491,54 @@ class TestConversationMessages:
             except (TypeError, ValueError, OverflowError):
                 continue
             codec.decode_message(encoded)
+
+
+class TestValues:
+    @given(strategies.values)
+    def test_come_back_equal(self, value):
+        assert codec.decode_value(codec.encode_value(value)) == value
+
+    def test_come_back_with_lists_for_tuples(self):
+        assert codec.decode_value(codec.encode_value((1, ("a", b"b")))) == [1, ["a", b"b"]]
+
+    def test_may_nest_and_not_too_deep(self):
+        deep = nested(codec.MAX_DEPTH - 1, "leaf")
+        assert codec.decode_value(codec.encode_value(deep)) == deep
+        too_deep = nested(codec.MAX_DEPTH + 1)
+        with pytest.raises(ValueError, match="nested deeper"):
+            codec.encode_value(too_deep)
+        with pytest.raises(RemoteProtocolError, match="nested deeper"):
+            codec.decode_value(pack(too_deep))
+
+    @pytest.mark.parametrize(
+        ("value", "error"),
+        [
+            (object(), TypeError),
+            ([{1, 2}], TypeError),
+            ({1: 2}, TypeError),
+            (msgpack.ExtType(5, b""), TypeError),
+            (2**64, OverflowError),
+            ("\ud800", ValueError),
+        ],
+        ids=label,
+    )
+    def test_that_cannot_be_sent_say_so(self, value, error):
+        with pytest.raises(error):
+            codec.encode_value(value)
+
+    @pytest.mark.parametrize(
+        "value",
+        [msgpack.Timestamp(1, 2), msgpack.ExtType(5, b""), {b"x": 1}, [{"x": {b"x": 1}}]],
+        ids=label,
+    )
+    def test_from_a_peer_are_checked_again(self, value):
+        with pytest.raises(RemoteProtocolError):
+            codec.decode_value(pack(value))
+
+    @given(strategies.garbage_values)
+    def test_that_are_accepted_can_be_decoded(self, value):
+        try:
+            encoded = codec.encode_value(value)
+        except (TypeError, ValueError, OverflowError):
+            return
+        codec.decode_value(encoded)

@@ -70,6 +70,7 @@ class TestHierarchy:
             errors.InvalidPrompt,
             errors.RestartLimitReached,
             errors.QueueFull,
+            errors.SessionBusy,
         }
         assert {cls("x").started for cls in LEAVES} == {False, None}
 
@@ -80,6 +81,7 @@ class TestHierarchy:
             errors.RequestTimeout,
             errors.WorkerLost,
             errors.QueueFull,
+            errors.SessionBusy,
         }
 
     def test_completed_answers_are_each_errors_own(self):

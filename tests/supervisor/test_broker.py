@@ -1163,6 +1163,17 @@ class TestIdle:
         assert world.decide() == []
         assert world.tick(59.0) == []
 
+    def test_nor_is_one_whose_requests_wait_for_the_rate_limit(self):
+        world = World(idle_timeout_s=60.0)
+        world.up()
+        world.limiter.pause_until(world.now + 200.0)
+        (request,) = world.submit()
+        assert world.tick(100.0) == []
+        world.cancel(request)
+        assert world.decide() == []
+        assert world.tick(59.0) == []
+        assert world.tick(1.0) == [Stop(NUMBER)]
+
     def test_a_replacement_that_waits_for_requests_is(self):
         world = World(idle_timeout_s=60.0)
         world.up().die()

@@ -2078,6 +2078,15 @@ class PoolWalk(RuleBasedStateMachine):
         worker = self.pick(data, lambda w: w.running is not None and not w.is_stuck)
         worker.finish(duration_s, ERRORS[error]() if error else None)
 
+    @any_worker(lambda self, w: w.running is not None and not w.is_stuck)
+    @rule(data=st.data(), error=st.sampled_from([*ERRORS]))
+    def fail_and_say_so(self, data, error):
+        """Before the others have begun what was sent to them."""
+        worker = self.pick(data, lambda w: w.running is not None and not w.is_stuck)
+        worker.finish(FAST_S, ERRORS[error]())
+        worker.deliver()
+        self.world.decide()
+
     @any_worker(lambda self, w: not w.is_stuck and (w.pipe or w.running is not None))
     @rule(data=st.data())
     def rush(self, data):
