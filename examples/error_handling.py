@@ -37,7 +37,7 @@ with Supervisor(size=1, client=agent) as sup:
     answers = [result for result in results if result not in errors]
 
     try:
-        sup.submit("too slow", timeout_s=0.2).result()
+        sup.submit("too slow", timeout_s=0.3).result()
     except RequestTimeout as error:
         errors.append(error)
 

@@ -13,7 +13,7 @@ import time
 
 from soloist import Supervisor
 
-DELAY_S = 0.15
+DELAY_S = 0.2
 prompts = [f"Say {number}." for number in range(1, 9)]
 options = {"delay_s": DELAY_S, "recall_on": "What did I say before?"}
 

@@ -13,7 +13,7 @@ import threading
 
 from soloist import AssistantMessage, SessionBusy, Supervisor, TextBlock
 
-options = {"delay_s": 0.1, "recall_on": "What did I say?"}
+options = {"delay_s": 0.2, "recall_on": "What did I say?"}
 
 with Supervisor(size=1, options=options) as sup, sup.session() as own:
     own.query("My name is Ada.")

@@ -24,30 +24,38 @@ import zmq
 endpoint = sys.argv[1]
 
 
-def request(prompt, **more):
+def query(prompt, **more):
     message = {"v": 1, "type": "QUERY", "id": os.urandom(16), "prompt": prompt, **more}
     return msgpack.packb(message)
 
 
+def receive(socket):
+    if not socket.poll(10_000):  # ROUTER tells nobody that it has gone
+        raise TimeoutError("the session is gone")
+    return msgpack.unpackb(socket.recv())
+
+
 with zmq.Context() as context, context.socket(zmq.REQ) as req, context.socket(zmq.DEALER) as dealer:
+    req.linger = dealer.linger = 0
+
     # A REQ socket: one request, one reply, which has the whole answer.
     req.connect(endpoint)
-    req.send(request("hello from elsewhere"))
-    reply = msgpack.unpackb(req.recv())
+    req.send(query("hello from elsewhere"))
+    reply = receive(req)
     print(f"there, one reply: {reply['text']} (turn {reply['num_turns']})")
 
     # A DEALER: messages as they arrive, then RESULT or ERROR.
     dealer.connect(endpoint)
-    dealer.send(request("hello again", stream=True, timeout_ms=10_000))
+    dealer.send(query("hello again", stream=True, timeout_ms=10_000))
     pieces = []
-    while (reply := msgpack.unpackb(dealer.recv()))["type"] == "MESSAGE":
+    while (reply := receive(dealer))["type"] == "MESSAGE":
         event = reply["message"].get("event")
         pieces += [event["delta"]["text"].strip()] if event else []
     print(f"there, a stream: {' -> '.join(pieces)} -> {reply['type']} (turn {reply['num_turns']})")
 
     # Errors are data, with the fields of Soloist's exceptions.
-    req.send(request("too late", timeout_ms=0))
-    reply = msgpack.unpackb(req.recv())
+    req.send(query("too late", timeout_ms=0))
+    reply = receive(req)
     print(f"there, no time at all: {reply['code']}, started={reply['started']}")
 """
 

@@ -15,7 +15,7 @@ from soloist import QueueFull, Result, Supervisor
 
 
 async def work(prompt: str) -> str:
-    await asyncio.sleep(0.3 if prompt == "slow" else 0.0)
+    await asyncio.sleep(0.5 if prompt == "slow" else 0.0)
     return prompt
 
 
@@ -35,8 +35,10 @@ with Supervisor(size=2, client=work, max_pending=4) as sup:
 
     # No queue is endless: beyond max_pending, whoever is too fast is told so.
     try:
-        for _ in range(5):
-            sup.submit("slow")
+        futures = []
+        while True:
+            futures.append(sup.submit("slow"))
     except QueueFull as error:
         print("too fast:", error)
-    sup.cancel_pending()
+    for future in futures:
+        future.cancel()

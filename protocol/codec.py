@@ -239,7 +239,7 @@ def encode_value(value: object) -> bytes:
         TypeError, ValueError, OverflowError: it holds what msgpack cannot carry, or nests deeper
             than ``MAX_DEPTH``.
     """
-    _check_sent([value], _MAX_ENCODED_BYTES)
+    _check_sent([value], _MAX_ENCODED_BYTES, MAX_DEPTH + 1)
     data: bytes = msgpack.packb(value, use_bin_type=True)
     return data
 
@@ -297,7 +297,7 @@ def _check_received(value: Any, max_depth: int = MAX_DEPTH) -> None:
     raise RemoteProtocolError(f"nested deeper than {max_depth}")
 
 
-def _check_sent(value: Any, max_bytes: int) -> None:
+def _check_sent(value: Any, max_bytes: int, max_depth: int = MAX_DEPTH) -> None:
     """Refuse what the other side would refuse, and what would never end.
 
     Each container is looked at once a level, however often it stands there: a cycle, or sharing
@@ -309,7 +309,7 @@ def _check_sent(value: Any, max_bytes: int) -> None:
     """
     size = 0
     level = {id(value): (value, 1)}
-    for _ in range(MAX_DEPTH):
+    for _ in range(max_depth):
         below: dict[int, tuple[Any, int]] = {}
         for container, times in level.values():
             for child in _children(container):

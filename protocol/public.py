@@ -1,36 +1,55 @@
-"""The public messages: what anybody, in any language, says to the socket of a shared session.
+"""The public wire: what a program in any language says to a broker's socket, and what it hears.
 
-:doc:`SPEC.md` is the normative text; this is the code's side of it. One frame holds one message:
-a msgpack map with text keys, ``v`` and ``type`` among them. Pure, no I/O.
+Owns the messages of ``SPEC.md`` and their bytes. Pure, no I/O.
 
-Invariants: garbage in gives :class:`RemoteProtocolError` and nothing else; unknown keys are
-ignored, an unknown version or type is refused; what the worker sent encoded goes out without
-being decoded.
+Invariants: whatever arrives, ``read`` and ``decode`` give a request or the :class:`Error` that
+answers it, and never raise; every field of a request has its declared type and range; ``FIELDS``
+says what the specification says. Messages of the conversation arrive here encoded and leave
+encoded: none is decoded on its way to a peer.
+
+Source: SPEC.md, chapter 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import enum
+import itertools
+import reprlib
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 import msgpack
 
 from soloist.protocol import codec
 from soloist.protocol.codec import Prompt
-from soloist.protocol.content import Map
-from soloist.protocol.errors import ErrorInfo, RemoteProtocolError, SoloistError
-from soloist.protocol.messages import Answer
+from soloist.protocol.errors import (
+    ErrorInfo,
+    InvalidPrompt,
+    ProtocolError,
+    RemoteProtocolError,
+    SoloistError,
+    to_info,
+)
 
+SPEC_VERSION = "1.0"
 VERSION = 1
-"""Major version of the wire; it stands in every message."""
+"""The major version, which stands in every message."""
 ID_BYTES = 16
-"""Length of a request's id."""
-MAX_TIMEOUT_MS = 2**53
-"""Largest ``timeout_ms`` and ``bytes``: what every language's numbers hold."""
+CREDIT_BYTES = 4 * 1024 * 1024
+"""The initial credit of a streamed request, unless the operator says otherwise."""
+MAX_ENVELOPE_FRAMES = 8
+MAX_ENVELOPE_BYTES = 1024
+
+Envelope: TypeAlias = tuple[bytes, ...]
+"""The address that a reply goes to: the peer's routing id; and what a REQ socket puts before its
+payload, up to and including the empty frame, to be sent back as it came."""
+
+_MAX_UINT = 2**64 - 1
 
 
 class Query(NamedTuple):
-    """Caller -> broker: run this prompt."""
+    """Client -> broker: run this prompt when its turn comes."""
 
     id: bytes
     prompt: Prompt
@@ -39,154 +58,296 @@ class Query(NamedTuple):
 
 
 class Cancel(NamedTuple):
-    """Caller -> broker: end this request early."""
+    """Client -> broker: end this request early."""
 
     id: bytes
 
 
 class Credit(NamedTuple):
-    """Caller -> broker: so many more bytes of this request's messages may come."""
+    """Client -> broker: so many bytes of this request's messages have been read."""
 
     id: bytes
-    bytes: int
+    granted_bytes: int
 
 
-FromCaller: TypeAlias = Query | Cancel | Credit
+class Message(NamedTuple):
+    """Broker -> client: one encoded message of a streamed request; ``seq`` counts from 1."""
+
+    id: bytes
+    seq: int
+    message: bytes
 
 
-class Unreadable(RemoteProtocolError):
-    """A message of a caller that cannot be obeyed; ``id`` says which request, if it does."""
+class Result(NamedTuple):
+    """Broker -> client: the request's turn ended.
 
-    def __init__(self, message: str = "", *, started: bool | None = False) -> None:
-        super().__init__(message, started=started)
-        self.id: bytes | None = None
-
-
-def decode(data: bytes) -> FromCaller:
-    """Rebuild a caller's message.
-
-    Raises:
-        Unreadable: whatever is wrong with ``data``; the caller's fault.
+    ``sequence`` is its place in the order of arrival at the broker, from 1; ``messages`` is an
+    encoded array, of nothing if they were streamed.
     """
-    try:
-        value = codec.decode_value(data)
-    except RemoteProtocolError as error:
-        raise Unreadable(str(error)) from error
-    if not isinstance(value, dict):
-        raise Unreadable("a message is a map")
-    try:
-        return _message(value)
-    except Unreadable as error:
-        own = value.get("id")
-        error.id = own if _is_id(own) else None
-        raise
+
+    id: bytes
+    sequence: int
+    incarnation: int
+    text: str
+    num_turns: int
+    duration_ms: int
+    messages: bytes
 
 
-def _message(value: Map) -> FromCaller:
-    if value.get("v") != VERSION or isinstance(value["v"], bool):
-        raise Unreadable(f"v must be {VERSION}")
-    kind = value.get("type")
-    rebuild = _DECODERS.get(kind) if isinstance(kind, str) else None
-    if rebuild is None:
-        raise Unreadable(f"type must be one of {', '.join(_DECODERS)}")
-    if not _is_id(value.get("id")):
-        raise Unreadable(f"id must be {ID_BYTES} bytes")
-    return rebuild(value)
+class Error(NamedTuple):
+    """Broker -> client: the request failed, or (``id`` is ``None``) something could not be read."""
+
+    id: bytes | None
+    sequence: int | None
+    info: ErrorInfo
 
 
-def _query(value: Map) -> Query:
-    prompt: Any = value.get("prompt")
-    is_blocks = isinstance(prompt, list) and all(isinstance(block, dict) for block in prompt)
-    if not isinstance(prompt, str) and not is_blocks:
-        raise Unreadable("prompt must be text or an array of maps")
-    timeout_ms = value.get("timeout_ms")
-    if timeout_ms is not None and not _is_count(timeout_ms):
-        raise Unreadable("timeout_ms must be a whole number of at least 0")
-    stream = value.get("stream", False)
-    if not isinstance(stream, bool):
-        raise Unreadable("stream must be true or false")
-    return Query(value["id"], prompt, timeout_ms, stream)
+FromClient: TypeAlias = Query | Cancel | Credit
+ToClient: TypeAlias = Message | Result | Error
 
 
-def _cancel(value: Map) -> Cancel:
-    return Cancel(value["id"])
+class Kind(enum.Enum):
+    """The type of a field, as the specification calls it."""
+
+    ID = "id"
+    ID_OR_NIL = "id or nil"
+    UINT = "uint"
+    TEXT = "str"
+    BOOL = "bool"
+    BOOL_OR_NIL = "bool or nil"
+    MAP = "map"
+    MAPS = "array of maps"
+    PROMPT = "str or array of maps"
 
 
-def _credit(value: Map) -> Credit:
-    if not _is_count(value.get("bytes")):
-        raise Unreadable("bytes must be a whole number of at least 0")
-    return Credit(value["id"], value["bytes"])
+class Field(NamedTuple):
+    """One key of a message; ``default`` stands for an optional one that is missing or nil."""
+
+    key: str
+    kind: Kind
+    is_required: bool = True
+    default: Any = None
 
 
-_DECODERS: dict[str, Callable[[Map], FromCaller]] = {
-    "QUERY": _query,
-    "CANCEL": _cancel,
-    "CREDIT": _credit,
-}
+FIELDS: Mapping[str, tuple[Field, ...]] = MappingProxyType(
+    {
+        "QUERY": (
+            Field("id", Kind.ID),
+            Field("prompt", Kind.PROMPT),
+            Field("timeout_ms", Kind.UINT, is_required=False),
+            Field("stream", Kind.BOOL, is_required=False, default=False),
+        ),
+        "CANCEL": (Field("id", Kind.ID),),
+        "CREDIT": (Field("id", Kind.ID), Field("bytes", Kind.UINT)),
+        "MESSAGE": (
+            Field("id", Kind.ID),
+            Field("seq", Kind.UINT),
+            Field("message", Kind.MAP),
+        ),
+        "RESULT": (
+            Field("id", Kind.ID),
+            Field("sequence", Kind.UINT),
+            Field("incarnation", Kind.UINT),
+            Field("text", Kind.TEXT),
+            Field("num_turns", Kind.UINT),
+            Field("duration_ms", Kind.UINT),
+            Field("messages", Kind.MAPS),
+        ),
+        "ERROR": (
+            Field("id", Kind.ID_OR_NIL),
+            Field("sequence", Kind.UINT, is_required=False),
+            Field("code", Kind.TEXT),
+            Field("message", Kind.TEXT),
+            Field("retryable", Kind.BOOL),
+            Field("started", Kind.BOOL_OR_NIL),
+            Field("details", Kind.MAP),
+        ),
+    }
+)
+"""Every message by its type, with its keys beyond ``v`` and ``type``, in the order in which this
+side writes them."""
+
+_FROM_CLIENT: Mapping[str, type[FromClient]] = {"QUERY": Query, "CANCEL": Cancel, "CREDIT": Credit}
 
 
 def _is_id(value: object) -> bool:
-    return isinstance(value, bytes) and len(value) == ID_BYTES
+    return type(value) is bytes and len(value) == ID_BYTES
 
 
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value <= MAX_TIMEOUT_MS
+def _is_uint(value: object) -> bool:
+    return type(value) is int and 0 <= value <= _MAX_UINT
 
 
-# -- broker -> caller --------------------------------------------------------------------------
+def _is_bool(value: object) -> bool:
+    return type(value) is bool
 
 
-def message(id_: bytes, seq: int, encoded: bytes) -> bytes:
-    """One message of a streamed answer, ``encoded`` as the worker sent it."""
-    return _map("MESSAGE", {"id": id_, "seq": seq}, "message", encoded)
+def _is_prompt(value: object) -> bool:
+    return type(value) is str or (type(value) is list and all(map(_is_block, value)))
 
 
-def result(
-    id_: bytes, answer: Answer, *, sequence: int, incarnation: int, is_streamed: bool
-) -> bytes:
-    """The end of a request that was answered."""
-    fields = {
-        "id": id_,
-        "sequence": sequence,
-        "incarnation": incarnation,
-        "text": answer.text,
-        "num_turns": answer.num_turns,
-        "duration_ms": round(answer.duration_s * 1000),
-    }
-    messages = _NO_MESSAGES if is_streamed or not answer.messages else answer.messages
-    return _map("RESULT", fields, "messages", messages)
+def _is_block(value: object) -> bool:
+    return type(value) is dict and type(value.get("type")) is str
 
 
-def error(id_: bytes | None, info: ErrorInfo, *, sequence: int | None) -> bytes:
-    """The end of a request that failed, or the answer to what is no request (``id`` is nil)."""
-    fields: dict[str, Any] = {
-        "id": id_,
-        "sequence": sequence,
-        "code": info.code,
-        "message": info.message,
-        "retryable": info.retryable,
-        "started": info.started,
-    }
-    return _map("ERROR", fields, "details", msgpack.packb(info.details, use_bin_type=True))
+_CHECKS: Mapping[Kind, Callable[[object], bool]] = {
+    Kind.ID: _is_id,
+    Kind.UINT: _is_uint,
+    Kind.BOOL: _is_bool,
+    Kind.PROMPT: _is_prompt,
+}
 
 
-_NO_MESSAGES: bytes = msgpack.packb([])
+_PLANS = {
+    name: tuple((field.key, _CHECKS[field.kind], field) for field in FIELDS[name])
+    for name in _FROM_CLIENT
+}
 
 
-def _map(kind: str, fields: dict[str, Any], last: str, encoded: bytes) -> bytes:
-    """A map whose last value is encoded already."""
-    packer = msgpack.Packer(use_bin_type=True, autoreset=False)
-    packer.pack_map_header(3 + len(fields))
-    for key, value in {"v": VERSION, "type": kind, **fields}.items():
-        packer.pack(key)
-        packer.pack(value)
-    packer.pack(last)
-    data: bytes = packer.bytes()
-    return data + encoded
+def read(frames: list[bytes]) -> tuple[Envelope, FromClient | Error]:
+    """Take apart what a ROUTER received: where a reply goes, and what was said.
+
+    Args:
+        frames: all frames, the sender's routing id first.
+    """
+    end = _end_of_envelope(frames) if len(frames) > 2 else 1  # noqa: PLR2004 - address, payload
+    envelope = tuple(frames[:end])
+    if not frames[0].startswith(b"\0"):
+        return envelope, _refused("a client sets no routing id of its own")
+    if end > 1 and (end > MAX_ENVELOPE_FRAMES or sum(map(len, envelope)) > MAX_ENVELOPE_BYTES):
+        return envelope[:1], _refused("the envelope is too large")
+    if len(frames) != end + 1:
+        return envelope, _refused("a message is one frame, after an empty one from a REQ socket")
+    return envelope, decode(frames[-1], is_req=end > 1)
 
 
-def refusal(fault: SoloistError) -> ErrorInfo:
-    """What a caller is told whose message could not be read."""
-    return ErrorInfo(
-        RemoteProtocolError.code, str(fault), retryable=False, started=False, details={}
-    )
+def _end_of_envelope(frames: list[bytes]) -> int:
+    """How many frames stand before the payload."""
+    try:
+        # An empty frame at the very end is an empty payload, no delimiter.
+        return frames.index(b"", 1, -1) + 1
+    except ValueError:
+        return 1
+
+
+def decode(data: bytes, *, is_req: bool = False) -> FromClient | Error:
+    """Rebuild a request, or give the error that answers what is none.
+
+    Only the error of a QUERY names its request: any other would pass for the outcome of the one
+    that it was about.
+
+    Args:
+        data: the payload frame.
+        is_req: whether it came from a REQ socket, which may do no more than ask and wait.
+    """
+    about = None
+    try:
+        value = codec.decode_value(data)
+        if type(value) is not dict:
+            raise ProtocolError("a message is a map", started=False)
+        if value.get("type") == "QUERY" and _is_id(value.get("id")):
+            about = value["id"]
+        return _from_client(value, is_req=is_req)
+    except RemoteProtocolError as error:
+        return _refused(str(error))
+    except SoloistError as error:
+        return Error(about, None, to_info(error))
+
+
+def encode(reply: ToClient) -> bytes:
+    """Give the bytes of what a broker says."""
+    if isinstance(reply, Message):
+        head = _head("MESSAGE", reply.id)
+        head["seq"] = reply.seq
+        return _with_last(head, "message", reply.message)
+    if isinstance(reply, Result):
+        head = _head("RESULT", reply.id)
+        head["sequence"] = reply.sequence
+        head["incarnation"] = reply.incarnation
+        head["text"] = reply.text
+        head["num_turns"] = reply.num_turns
+        head["duration_ms"] = reply.duration_ms
+        return _with_last(head, "messages", reply.messages)
+    head = _head("ERROR", reply.id)
+    if reply.sequence is not None:
+        head["sequence"] = reply.sequence
+    data: bytes = msgpack.packb(head | reply.info._asdict(), use_bin_type=True)
+    return data
+
+
+def split(messages: bytes, start: int = 0) -> list[bytes]:
+    """Take an encoded array apart, from its element ``start``; the opposite of ``codec.join``.
+
+    Raises:
+        RemoteProtocolError: not an encoded array; the worker's fault.
+    """
+    try:
+        if _unpacker(messages[:5]).read_array_header() <= start:
+            return []  # by far the most frequent, so without a look at the rest
+        unpacker = _unpacker(messages)
+        marks = []
+        for _ in range(unpacker.read_array_header()):
+            marks.append(unpacker.tell())
+            unpacker.skip()
+        marks.append(unpacker.tell())
+    except (ValueError, msgpack.UnpackException) as error:
+        raise RemoteProtocolError(f"not an array of messages: {type(error).__name__}") from error
+    return [messages[i:j] for i, j in itertools.pairwise(marks[start:])]
+
+
+def _from_client(value: Mapping[str, Any], *, is_req: bool) -> FromClient:
+    """Check a map against ``FIELDS``.
+
+    Raises:
+        ProtocolError, InvalidPrompt: what is wrong; the peer's fault.
+    """
+    version, name = value.get("v"), value.get("type")
+    if type(version) is not int or version != VERSION:
+        raise ProtocolError(f"v is {VERSION} here, not {reprlib.repr(version)}", started=False)
+    if type(name) is not str or name not in _FROM_CLIENT:
+        known = ", ".join(_FROM_CLIENT)
+        raise ProtocolError(f"type is one of {known}, not {reprlib.repr(name)}", started=False)
+    fields: list[Any] = []
+    for key, check, field in _PLANS[name]:
+        found = value.get(key)
+        if found is None and not field.is_required:
+            found = field.default
+        elif not check(found):
+            raise _unfit(name, field, found)
+        fields.append(found)
+    if is_req and (name != "QUERY" or fields[-1]):
+        raise ProtocolError("a REQ socket sends QUERY without stream, nothing else", started=False)
+    return _FROM_CLIENT[name](*fields)
+
+
+def _unfit(name: str, field: Field, found: object) -> SoloistError:
+    kind = f"{ID_BYTES} bytes of bin" if field.kind is Kind.ID else field.kind.value
+    reason = f"{field.key} of {name} is {kind}, not {reprlib.repr(found)}"
+    if field.kind is Kind.PROMPT and found is not None:
+        return InvalidPrompt(reason)
+    return ProtocolError(reason, started=False)
+
+
+def _refused(reason: str) -> Error:
+    return Error(None, None, to_info(ProtocolError(reason, started=False)))
+
+
+def _head(name: str, request_id: bytes | None) -> dict[str, Any]:
+    return {"v": VERSION, "type": name, "id": request_id}
+
+
+def _with_last(head: dict[str, Any], key: str, encoded: bytes) -> bytes:
+    """Give the bytes of a map whose last value is encoded already."""
+    count: bytes = msgpack.Packer().pack_map_header(len(head) + 1)
+    data = memoryview(msgpack.packb(head, use_bin_type=True))
+    # A map of fewer than 16 keys has a header of one byte: it is replaced by one that counts on.
+    return b"".join((count, data[1:], _KEYS[key], encoded))
+
+
+def _unpacker(data: bytes) -> msgpack.Unpacker:
+    unpacker = msgpack.Unpacker(max_buffer_size=max(len(data), 1))
+    unpacker.feed(data)
+    return unpacker
+
+
+_KEYS = {key: bytes(msgpack.packb(key)) for key in ("message", "messages")}

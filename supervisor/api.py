@@ -157,6 +157,7 @@ class Supervisor:
             max_restarts=5 if max_restarts is None else max_restarts,
             restart_period_s=restart_period_s,
             interrupt_grace_s=interrupt_grace_s,
+            timeout_s=timeout_s,
             limiter=limiter,
             max_payload_bytes=max_payload_bytes,
             stream_buffer_bytes=stream_buffer_bytes,

@@ -1,33 +1,37 @@
-"""The socket of one shared session towards callers in other processes: a ROUTER on ``ipc://``.
+"""The socket of one shared session's broker: a ROUTER on ``ipc://`` for callers elsewhere.
 
-Owned by the I/O thread; nothing here is thread-safe. A caller is known by its *envelope*: its
-routing id and, for a REQ socket, the empty delimiter.
+The only zmq for broker sockets. Owned by the I/O thread; nothing here is thread-safe. What is
+said on the wire is decided in :mod:`soloist.protocol.public`, what becomes of it in
+:mod:`soloist.supervisor.front`.
 
-Invariants: a malformed message never raises here; sending to a caller that has gone or takes
-nothing is reported, never silently dropped (ROUTER_MANDATORY); what waits for one caller is
-bounded. ``fileno`` is edge-triggered, as :class:`soloist.supervisor.channel.Channel`'s.
+Invariants: whatever a peer sends, ``receive`` does not raise; nothing here waits; a message that
+cannot be handed to its peer at once is reported, never silently dropped (ROUTER_MANDATORY); an
+endpoint is bound once and never again, for its file is removed after the close, not with it.
+``fileno`` is edge-triggered: ``wake`` when it was readable, and after any send or receive look at
+``has_input`` before waiting on it.
 """
 
 from __future__ import annotations
 
-import contextlib
-from typing import NamedTuple
+import errno
+from pathlib import Path
 
 import zmq
 
 from soloist.protocol import public
-from soloist.protocol.public import FromCaller, Unreadable
+from soloist.protocol.errors import LocalProtocolError, SoloistError, TooManyWorkers
 
+MAX_WAITING = 10_000
+"""Messages that may wait for one peer; who lets more wait counts as gone."""
+MAX_ARRIVED = 64
+"""Messages of one peer that may wait for the broker; then they wait at the peer."""
+LINGER_MS = 500
+"""How long the last outcomes may take to reach their peers after the close."""
+_SPARE_SOCKETS = 64  # a closed socket keeps its place until a thread of zmq's has let go of it
+_BACKLOG = 1024
 _POLLIN = int(zmq.POLLIN)
-_MOST_WAITING = 1_000
-"""Messages on their way to or from one caller."""
-
-
-class Envelope(NamedTuple):
-    """Where an answer goes; a REQ socket takes exactly one."""
-
-    peer: bytes
-    is_req: bool
+_MORE = zmq.SNDMORE | zmq.NOBLOCK
+_NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class PeerContext:
@@ -38,36 +42,56 @@ class PeerContext:
     """
 
     def __init__(self, max_sockets: int) -> None:
-        self.zmq = zmq.Context()
-        # Before the first socket: afterwards it has no effect.
-        self.zmq.setsockopt(zmq.MAX_SOCKETS, max_sockets + 8)
+        self.zmq: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        most = int(self.zmq.get(zmq.SOCKET_LIMIT))
+        # It can no longer be set once there is a socket.
+        self.zmq.set(zmq.MAX_SOCKETS, min(max_sockets + _SPARE_SOCKETS, most))
 
     def close(self) -> None:
-        """End it; all its sockets are closed by then."""
+        """End it when all its sockets are closed; takes up to ``LINGER_MS``."""
         self.zmq.term()
 
 
 class BrokerChannel:
-    """Binds one session's endpoint.
+    """Receives from and sends to all peers of one shared session; bound from the start.
 
     Args:
         context: of all broker sockets.
-        endpoint: ``ipc://`` address in a folder of mode 0700.
-        max_bytes: largest message that a caller may send.
+        endpoint: ``ipc://`` address to bind, in a folder of mode 0700.
+        max_bytes: largest frame that a peer may send; a larger one ends its connection.
+
+    Raises:
+        TooManyWorkers: no socket or descriptor is left; the machine's limit.
+        SoloistError: the endpoint cannot be bound.
     """
 
     def __init__(self, context: PeerContext, endpoint: str, *, max_bytes: int) -> None:
-        self._socket = context.zmq.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
-        self._socket.setsockopt(zmq.SNDHWM, _MOST_WAITING)
-        self._socket.setsockopt(zmq.RCVHWM, _MOST_WAITING)
-        self._socket.bind(endpoint)
-        self._is_dry = False
+        self._path = Path(endpoint.removeprefix("ipc://"))
+        self._is_dry = False  # nothing was there at the last look, and nothing has happened since
+        if self._path.exists():  # zmq would take it away from whoever has it
+            raise LocalProtocolError(f"{endpoint} is in use")
+        try:
+            self._socket = context.zmq.socket(zmq.ROUTER)
+        except zmq.ZMQError as error:
+            raise _converted(error, endpoint) from error
+        try:
+            self._bind(endpoint, max_bytes)
+        except zmq.ZMQError as error:
+            self._socket.close(0)
+            raise _converted(error, endpoint) from error
+
+    def _bind(self, endpoint: str, max_bytes: int) -> None:
+        socket = self._socket
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        socket.setsockopt(zmq.LINGER, LINGER_MS)
+        socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
+        socket.setsockopt(zmq.SNDHWM, MAX_WAITING)
+        socket.setsockopt(zmq.RCVHWM, MAX_ARRIVED)
+        socket.setsockopt(zmq.BACKLOG, _BACKLOG)
+        socket.bind(endpoint)
 
     def fileno(self) -> int:
-        """Descriptor that becomes readable, edge-triggered, when ``receive`` may give something."""
+        """Descriptor that becomes readable, edge-triggered, when ``has_input`` may have changed."""
         return int(self._socket.getsockopt(zmq.FD))
 
     def wake(self) -> None:
@@ -81,31 +105,37 @@ class BrokerChannel:
         self._is_dry = not int(self._socket.getsockopt(zmq.EVENTS)) & _POLLIN
         return not self._is_dry
 
-    def receive(self) -> tuple[Envelope, FromCaller | Unreadable] | None:
-        """Take one message; what cannot be read comes back as the error that says so."""
-        if not self.has_input():
-            return None
-        peer, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
-        is_req = len(frames) > 1 and not frames[0]
-        envelope = Envelope(peer, is_req)
-        if len(frames) != 1 + is_req:
-            return envelope, Unreadable("a message is one frame")
-        try:
-            return envelope, public.decode(frames[-1])
-        except Unreadable as error:
-            return envelope, error
+    def receive(self) -> tuple[public.Envelope, public.FromClient | public.Error] | None:
+        """Take one message and its sender; what is none comes as the error that answers it.
 
-    def send(self, envelope: Envelope, data: bytes) -> bool:
-        """Queue a message for a caller; ``False`` if it is gone or takes nothing."""
+        ``None`` if nothing is there.
+        """
+        if not self.has_input():  # cheaper than to try: it keeps the interpreter's lock
+            return None
+        return public.read(self._socket.recv_multipart(zmq.NOBLOCK))
+
+    def send(self, envelope: public.Envelope, data: bytes) -> bool:
+        """Queue a message; ``False`` if the peer is gone, or lets more wait than it may."""
         self._is_dry = False  # the descriptor may just have been robbed of its edge
-        delimiter = (b"",) if envelope.is_req else ()
         try:
-            self._socket.send_multipart((envelope.peer, *delimiter, data), zmq.NOBLOCK)
-        except (zmq.Again, zmq.ZMQError):
+            # Either the first frame is refused or none is.
+            for frame in envelope:
+                self._socket.send(frame, _MORE)
+            self._socket.send(data, zmq.NOBLOCK)
+        except zmq.ZMQError:
             return False
         return True
 
     def close(self) -> None:
-        """Close the socket; its path goes with it."""
-        with contextlib.suppress(zmq.ZMQError):
-            self._socket.close(0)
+        """Close and remove the endpoint; what was sent just before still reaches its peers."""
+        self._socket.close(LINGER_MS)
+        self._path.unlink(missing_ok=True)
+
+
+def _converted(error: zmq.ZMQError, endpoint: str) -> SoloistError:
+    if error.errno in _NO_ROOM:
+        return TooManyWorkers(
+            f"no socket is left for {endpoint}: {error}; raise the hard limit (ulimit -Hn)",
+            started=False,
+        )
+    return SoloistError(f"{endpoint} cannot be bound: {error}", started=False)

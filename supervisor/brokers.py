@@ -46,6 +46,7 @@ class SessionPolicy(NamedTuple):
     limiter: Limiter
     max_payload_bytes: int
     stream_buffer_bytes: int
+    timeout_s: float | None = None
 
 
 class Address(NamedTuple):

@@ -15,7 +15,6 @@ from typing import IO, Any
 
 import click
 
-from soloist import __version__
 from soloist.protocol.content import Map, Message, to_map
 from soloist.protocol.errors import (
     ClientNotFound,
@@ -145,7 +144,9 @@ def _client_options(command: Callable[..., int]) -> Callable[..., int]:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
-@click.version_option(__version__, "-V", "--version", message="%(prog)s %(version)s")
+@click.version_option(
+    None, "-V", "--version", package_name="soloist", message="%(prog)s %(version)s"
+)
 def soloist() -> None:
     """Run many agent conversations at once, each in a process of its own.
 

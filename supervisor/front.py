@@ -1,11 +1,14 @@
 """What callers in other processes see of one shared session: a socket, and their requests.
 
-Owns the requests that came over the socket, by caller and id. On the I/O thread.
+Turns what they say into requests for the broker's FIFO, and outcomes into what they hear. Owned
+by the I/O thread; decides nothing about the order of service. Each request from elsewhere has a
+:class:`PeerSink`, which is to it what a future or a stream is to one from here.
 
-Invariants: a QUERY that can be read gets exactly one RESULT or ERROR, as long as its caller is
-there; an id without an outcome is never run a second time; a REQ socket gets exactly one reply
-to whatever it sends; what waits for the reader of a stream is bounded by its credit; nothing
-that a caller sends raises here.
+Invariants: an id that has no outcome yet runs once, however often its peer sends it; a request
+hears exactly one RESULT or ERROR, and nothing after it; a reader that does not keep up, or has
+gone, costs its own requests and nobody else's; nothing that a peer does raises here.
+
+Source: SPEC.md, chapter 1.
 """
 
 from __future__ import annotations
@@ -14,18 +17,21 @@ import time
 from collections.abc import Callable
 
 from soloist.protocol import codec, public
-from soloist.protocol.errors import InvalidPrompt, PayloadTooLarge, SoloistError, to_info
+from soloist.protocol.content import function_messages
+from soloist.protocol.errors import RemoteProtocolError, SlowReader, SoloistError, to_info
 from soloist.protocol.messages import Answer
-from soloist.protocol.public import Cancel, Credit, FromCaller, Query, Unreadable
 from soloist.supervisor.broker import Broker
-from soloist.supervisor.broker_channel import BrokerChannel, Envelope
+from soloist.supervisor.broker_channel import BrokerChannel
 from soloist.supervisor.request import Request
 
-_Key = tuple[bytes, bytes]
+MAX_TAKEN = 64
+"""Messages taken at once: a peer that never stops must not keep other sessions waiting."""
+_NO_MESSAGES = codec.join([])
+_LONGEST_S = 1e15  # whatever a worker says, its milliseconds fit into 64 bits
 
 
 class Front:
-    """Turns a caller's messages into requests of the session, and outcomes into its replies.
+    """All peers of one shared session, and their requests without an outcome.
 
     Args:
         channel: the session's socket.
@@ -35,7 +41,8 @@ class Front:
         stream_buffer_bytes: the credit that each streamed request begins with.
         submit: takes a request in.
         cancel: ends one early.
-        on_sent: told after each message that goes out: the socket has to be looked at again.
+        on_sent: told when ``take`` has to be called again, whatever the descriptor says.
+        timeout_s: limit of a request that names none.
     """
 
     def __init__(
@@ -49,133 +56,182 @@ class Front:
         submit: Callable[[Request], None],
         cancel: Callable[[Request], None],
         on_sent: Callable[[Front], None],
+        timeout_s: float | None = None,
     ) -> None:
         self.channel = channel
         self.endpoint = endpoint
+        self.credit_bytes = stream_buffer_bytes
         self._broker = broker
         self._max_payload_bytes = max_payload_bytes
-        self._stream_buffer_bytes = stream_buffer_bytes
         self._submit = submit
         self._cancel = cancel
         self._on_sent = on_sent
-        self._requests: dict[_Key, PeerSink] = {}
+        self._timeout_s = timeout_s
+        self._sinks: dict[bytes, dict[bytes, PeerSink]] = {}  # by routing id, by id
+        self._gone: set[bytes] = set()
 
-    def take(self) -> None:
-        """Take in all that has come."""
-        while (received := self.channel.receive()) is not None:
-            envelope, message = received
-            self._handle(envelope, message)
-
-    def send(self, envelope: Envelope, data: bytes) -> bool:
-        """Send to a caller; ``False`` if it has gone or takes nothing."""
-        self._on_sent(self)
-        return self.channel.send(envelope, data)
-
-    def done(self, key: _Key) -> None:
-        """Forget a request that has its outcome."""
-        self._requests.pop(key, None)
-
-    def _handle(self, envelope: Envelope, message: FromCaller | Unreadable) -> None:
-        if isinstance(message, Unreadable):
-            self._refuse(envelope, message.id, message)
-        elif envelope.is_req and not isinstance(message, Query):
-            self._refuse(envelope, message.id, Unreadable("a REQ socket sends nothing but QUERY"))
-        elif isinstance(message, Query):
-            self._query(envelope, message)
-        elif (sink := self._requests.get((envelope.peer, message.id))) is None:
-            return  # it has its outcome already
-        elif isinstance(message, Cancel):
-            self._cancel(sink.request)
-        else:
-            sink.grant(message)
-
-    def _query(self, envelope: Envelope, query: Query) -> None:
-        key = (envelope.peer, query.id)
-        if key in self._requests:
-            return  # sent again: it runs once
-        try:
-            payload = codec.encode_prompt(query.prompt, self._max_payload_bytes)
-        except (InvalidPrompt, PayloadTooLarge) as error:
-            error.started = False
-            self._refuse(envelope, query.id, error)
-            return
-        sink = PeerSink(self, envelope, query.id, self._stream_buffer_bytes)
-        sink.request = Request(
-            query.prompt,
-            payload,
-            sink,
-            deadline=_deadline(query.timeout_ms),
-            is_streamed=query.is_streamed and not envelope.is_req,
-        )
-        sink.request.session = self._broker.number
-        self._requests[key] = sink
-        self._submit(sink.request)
-
-    def _refuse(self, envelope: Envelope, id_: bytes | None, error: SoloistError) -> None:
-        info = public.refusal(error) if isinstance(error, Unreadable) else to_info(error)
-        self.send(envelope, public.error(id_, info, sequence=None))
+    def __repr__(self) -> str:
+        count = sum(map(len, self._sinks.values()))
+        return f"<Front {count} requests of {len(self._sinks)} peers>"
 
     @property
     def incarnation(self) -> int:
         """The session's."""
         return self._broker.incarnation
 
+    def has_input(self) -> bool:
+        """Whether ``take`` has something to do."""
+        return bool(self._gone) or self.channel.has_input()
+
+    def take(self) -> None:
+        """Do what peers ask, up to ``MAX_TAKEN`` messages; the rest at the next call."""
+        self._drop_gone()
+        for _ in range(MAX_TAKEN):
+            received = self.channel.receive()
+            if received is None:
+                return
+            self._hear(*received)
+        self._on_sent(self)
+
+    def send(self, envelope: public.Envelope, data: bytes) -> bool:
+        """Send a reply; ``False`` if the peer is gone: then all that it asked is cancelled."""
+        is_sent = self.channel.send(envelope, data)
+        if not is_sent and envelope[0] in self._sinks:
+            self._gone.add(envelope[0])
+        self._on_sent(self)
+        return is_sent
+
+    def forget(self, sink: PeerSink) -> None:
+        """The request has its outcome: its id means nothing any more."""
+        peer = sink.envelope[0]
+        sinks = self._sinks[peer]
+        del sinks[sink.id]
+        if not sinks:
+            del self._sinks[peer]
+
+    def _hear(self, envelope: public.Envelope, message: public.FromClient | public.Error) -> None:
+        if isinstance(message, public.Error):
+            self.send(envelope, public.encode(message))
+            return
+        sink = self._sinks.get(envelope[0], {}).get(message.id)
+        if isinstance(message, public.Query):
+            self._ask(envelope, message, sink)
+        elif sink is None:
+            return  # its outcome is on its way
+        elif isinstance(message, public.Cancel):
+            self._cancel(sink.request)
+        else:
+            sink.grant(message.granted_bytes)
+
+    def _ask(self, envelope: public.Envelope, query: public.Query, sink: PeerSink | None) -> None:
+        if sink is not None:
+            # A REQ socket that asks again listens only to an answer of its latest envelope.
+            sink.envelope = envelope
+            return
+        try:
+            payload = codec.encode_prompt(query.prompt, self._max_payload_bytes)
+        except SoloistError as error:
+            self.send(envelope, public.encode(public.Error(query.id, None, to_info(error))))
+            return
+        timeout_s = self._timeout_s if query.timeout_ms is None else query.timeout_ms / 1000
+        sink = PeerSink(self, envelope, query.id)
+        sink.request = Request(
+            "",  # only a Result would show it, and there is none of this request
+            payload,
+            sink,
+            deadline=None if timeout_s is None else time.monotonic() + timeout_s,
+            is_streamed=query.is_streamed,
+        )
+        sink.request.session = self._broker.number
+        self._sinks.setdefault(envelope[0], {})[query.id] = sink
+        self._submit(sink.request)
+
+    def _drop_gone(self) -> None:
+        while self._gone:
+            for sink in tuple(self._sinks.get(self._gone.pop(), {}).values()):
+                self._cancel(sink.request)
+
 
 class PeerSink:
-    """Where the outcome of a caller's request goes.
+    """Where the messages and the outcome of one foreign request go.
 
     Args:
-        front: the session's socket.
-        envelope: the caller.
-        id_: what the caller calls the request.
-        credit_bytes: how many bytes of messages may be sent before the caller grants more.
+        front: sends.
+        envelope: where to.
+        request_id: what its peer calls the request.
     """
+
+    __slots__ = ("_credit", "_front", "_is_cut", "_max_credit", "_seq", "envelope", "id", "request")
 
     request: Request
 
-    def __init__(self, front: Front, envelope: Envelope, id_: bytes, credit_bytes: int) -> None:
+    def __init__(self, front: Front, envelope: public.Envelope, request_id: bytes) -> None:
+        self.envelope = envelope
+        self.id = request_id
         self._front = front
-        self._envelope = envelope
-        self._id = id_
-        self._most_bytes = self._credit_bytes = credit_bytes
+        self._credit = self._max_credit = front.credit_bytes
         self._seq = 0
-        self._is_gone = False
+        self._is_cut = False
 
-    def grant(self, credit: Credit) -> None:
-        """Take more credit in; never more than at the beginning is left unspent."""
-        self._credit_bytes = min(self._most_bytes, self._credit_bytes + credit.bytes)
-
-    def settle(self, request: Request) -> None:
-        """Send the one outcome."""
-        self._front.done((self._envelope.peer, self._id))
-        if self._is_gone:
-            return
-        outcome = request.outcome
-        if isinstance(outcome, Answer):
-            data = public.result(
-                self._id,
-                outcome,
-                sequence=request.order,
-                incarnation=self._front.incarnation,
-                is_streamed=request.is_streamed,
-            )
-        else:
-            assert outcome is not None
-            data = public.error(self._id, to_info(outcome), sequence=request.order)
-        self._front.send(self._envelope, data)
+    def grant(self, count_bytes: int) -> None:
+        """The peer has read so much; there is never more credit than at the beginning."""
+        self._credit = min(self._max_credit, self._credit + count_bytes)
 
     def stream(self, request: Request, message: bytes) -> bool:
-        """Send one message; ``False`` if the caller has gone or granted too little."""
+        """Send one message; ``False`` if the peer is gone or has no credit for it.
+
+        A message larger than the whole credit goes out if nothing else is unread.
+        """
         del request
-        # The first one always goes, however long it is.
-        if self._seq and self._credit_bytes < len(message):
+        data = public.encode(public.Message(self.id, self._seq + 1, message))
+        is_fitting = len(data) <= self._credit or self._credit == self._max_credit
+        if self._is_cut or not is_fitting or not self._front.send(self.envelope, data):
+            self._is_cut = True
             return False
-        self._credit_bytes -= len(message)
         self._seq += 1
-        data = public.message(self._id, self._seq, message)
-        self._is_gone = not self._front.send(self._envelope, data)
-        return not self._is_gone
+        self._credit -= len(data)
+        return True
+
+    def settle(self, request: Request) -> None:
+        """Send the outcome."""
+        try:
+            reply = self._reply(request)
+        except RemoteProtocolError as error:  # the worker's
+            reply = self._error(request, error)
+        self._front.forget(self)
+        self._front.send(self.envelope, public.encode(reply))
+
+    def _reply(self, request: Request) -> public.ToClient:
+        outcome = request.outcome
+        if isinstance(outcome, Answer):
+            return self._answer(request, outcome)
+        assert outcome is not None
+        return self._error(request, outcome)
+
+    def _answer(self, request: Request, answer: Answer) -> public.ToClient:
+        """The result; before it, what of a streamed answer has not been sent yet."""
+        duration_s = min(answer.duration_s, _LONGEST_S)
+        messages = answer.messages or _messages_of_callable(answer, duration_s)
+        if request.is_streamed:
+            rest = public.split(messages, self._seq)
+            if self._is_cut or not all(self.stream(request, message) for message in rest):
+                return self._error(request, SlowReader("the reader fell too far behind"))
+            messages = _NO_MESSAGES
+        return public.Result(
+            self.id,
+            request.order,
+            self._front.incarnation,
+            answer.text,
+            answer.num_turns,
+            round(duration_s * 1000),
+            messages,
+        )
+
+    def _error(self, request: Request, error: SoloistError) -> public.Error:
+        return public.Error(self.id, request.order or None, to_info(error))
 
 
-def _deadline(timeout_ms: int | None) -> float | None:
-    return None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
+def _messages_of_callable(answer: Answer, duration_s: float) -> bytes:
+    """A bare callable has none of its own."""
+    messages = function_messages(answer.text, num_turns=answer.num_turns, duration_s=duration_s)
+    return codec.join([codec.encode_message(message) for message in messages])

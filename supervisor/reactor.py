@@ -382,7 +382,7 @@ class Reactor:
 
     def _has_input(self) -> bool:
         """Whether something has come that no descriptor will report."""
-        for front in [front for front in self._wet if not front.channel.has_input()]:
+        for front in [front for front in self._wet if not front.has_input()]:
             self._wet.remove(front)
         return bool(self._wet or self._inbox) or self._channel.has_input()
 
@@ -719,6 +719,7 @@ class Reactor:
             submit=self._brokers.submit,
             cancel=lambda request: self._cancel([request]),
             on_sent=self._wet.add,
+            timeout_s=self._sessions.timeout_s,
         )
         self._selector.register(channel.fileno(), selectors.EVENT_READ, front)
         self._wet.add(front)
@@ -731,8 +732,10 @@ class Reactor:
 
     def _take_from_peers(self) -> None:
         """Look at the sockets that were readable or were sent on; the edge is reported once."""
-        while self._wet:
-            self._wet.pop().take()
+        for front in tuple(self._wet):  # each once a turn: a peer may never stop
+            if front in self._wet:  # it has not been closed meanwhile
+                self._wet.remove(front)
+                front.take()
 
     def _close_processes(self) -> None:
         for process in self._processes.values():

@@ -2,8 +2,9 @@
 
 Each state is a method of :class:`Host` that is awaited to its end before the next begins:
 ``connect``, ``turn``, ``renew``, ``disconnect``; ``interrupt`` and ``command`` alone may come amid
-a turn. So there are never two clients, nor two turns, at once. The client is the user's code: whatever it
-raises becomes a :class:`SoloistError`, and nothing that it leaves hanging holds the host up.
+a turn. So there are never two clients, nor two turns, at once. The client is the user's code:
+whatever it raises becomes a :class:`SoloistError`, and nothing that it leaves hanging holds the
+host up.
 
 Invariant: when ``turn`` has returned or raised, no message of that turn can reach another: the
 client has been drained to the end of the turn, or it is marked for renewal.

@@ -303,7 +303,7 @@ class _AsyncLoop:
             self._send(Done(command.number))
 
     def _streamer(self, lease: int) -> Callable[[bytes], None]:
-        """Send messages when the client lets go of the loop: what it yields at once goes at once."""
+        """Send when the client lets go of the loop: what it yields together goes together."""
         loop = asyncio.get_running_loop()
 
         def send(data: bytes) -> None:

@@ -61,8 +61,7 @@ def ask(chat, prompt):
 def cancel(chat):
     """Close the iterator in mid-stream."""
     with chat.query_and_receive("[parts=60 delay_s=0.1] " + "long answer " * 20) as messages:
-        names = [type(next(messages)).__name__ for _ in range(6)]
-    return names
+        return [type(next(messages)).__name__ for _ in range(6)]
 
 
 def kill(chat, victim):

@@ -124,6 +124,21 @@ class TestWireForm:
         assert message == c.AssistantMessage([c.TextBlock("x")], "m")
 
 
+    def test_takes_a_class_of_an_older_sdk_that_lacks_a_field(self):
+        @dataclasses.dataclass
+        class ToolResultBlock:
+            tool_use_id: str
+
+        message = c.AssistantMessage(content=[ToolResultBlock("7")], model="m")
+        assert c.to_map(message)["content"] == [{"type": "ToolResultBlock", "tool_use_id": "7"}]
+
+    def test_remembers_the_names_of_only_so_many_classes(self, monkeypatch):
+        monkeypatch.setattr(c, "_MAX_NAMES", len(c._names))
+        event = dataclasses.make_dataclass("Event", [])()
+        assert [c.to_map(event)["subtype"] for _ in range(2)] == ["Event", "Event"]
+        assert type(event) not in c._names
+
+
 class TestMessagesThatCannotBeSent:
     @pytest.mark.parametrize(
         "message",

@@ -160,9 +160,9 @@ class TestOpening:
         world = World()
         first = world.open()
         assert first == FIRST
-        world.close(first)
+        assert world.close(first).done() is False
         world.decide()
-        world.exit(first)
+        assert world.is_clean(), "there was no worker yet"
         assert world.open() == FIRST + 1
         assert world.open("talk") == FIRST + 2
 

@@ -1,0 +1,341 @@
+"""The public wire: what clients may say, what is refused, and what brokers say."""
+
+import math
+import re
+
+import msgpack
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from soloist.protocol import codec, public
+from soloist.protocol.errors import ErrorInfo, RemoteProtocolError, WorkerLost, to_info
+from tests.protocol import strategies
+
+ID = bytes(range(16))
+PEER = b"\0\0\0\0\1"
+QUERY = {"v": 1, "type": "QUERY", "id": ID, "prompt": "hello"}
+CANCEL = {"v": 1, "type": "CANCEL", "id": ID}
+CREDIT = {"v": 1, "type": "CREDIT", "id": ID, "bytes": 5}
+BLOCK = {"type": "text", "text": "hello"}
+ERROR_CODES = {"protocol_error", "invalid_prompt"}
+
+
+def pack(value):
+    return msgpack.packb(value)
+
+
+def label(value):
+    return re.sub(r" at 0x\w+", "", ascii(value))[:50]
+
+
+def without(message, key):
+    return {k: v for k, v in message.items() if k != key}
+
+
+def assert_refused(error, code="protocol_error", about=None):
+    assert type(error) is public.Error
+    assert (error.info.code, error.id) == (code, about)
+    assert error.sequence is None
+    assert (error.info.started, error.info.retryable) == (False, False)
+    assert error.info.message
+    conforms(public.encode(error))
+
+
+def conforms(data):
+    """Check the bytes of a reply against ``FIELDS``; written without the codec's own checks."""
+    value = msgpack.unpackb(data, strict_map_key=True)
+    assert list(value)[:2] == ["v", "type"]
+    assert value["v"] == public.VERSION
+    fields = public.FIELDS[value["type"]]
+    assert list(value)[2:] == [f.key for f in fields if f.is_required or f.key in value]
+    for field in fields:
+        if field.key in value:
+            assert is_of(field.kind, value[field.key]), field
+    return value
+
+
+def is_of(kind, value):
+    match kind.value:
+        case "id":
+            return isinstance(value, bytes) and len(value) == 16
+        case "id or nil":
+            return value is None or is_of(public.Kind.ID, value)
+        case "uint":
+            return type(value) is int and 0 <= value < 2**64
+        case "bool or nil":
+            return value is None or type(value) is bool
+        case "array of maps":
+            return type(value) is list and all(type(item) is dict for item in value)
+        case "str" | "bool" | "map" as name:
+            return type(value) is {"str": str, "bool": bool, "map": dict}[name]
+    return False
+
+
+class TestRequests:
+    @given(strategies.public_requests("QUERY"))
+    def test_a_query_is_read_with_its_defaults(self, value):
+        query = public.decode(pack(value))
+        assert type(query) is public.Query
+        assert query.id == value["id"]
+        assert query.prompt == value["prompt"]
+        assert query.timeout_ms == value.get("timeout_ms")
+        assert query.is_streamed is bool(value.get("stream"))
+
+    @given(strategies.public_requests("CANCEL"))
+    def test_a_cancel_is_read(self, value):
+        assert public.decode(pack(value)) == public.Cancel(value["id"])
+
+    @given(strategies.public_requests("CREDIT"))
+    def test_a_credit_is_read(self, value):
+        assert public.decode(pack(value)) == public.Credit(value["id"], value["bytes"])
+
+    @pytest.mark.parametrize(
+        "message",
+        [
+            QUERY | {"v": 2},
+            QUERY | {"v": 0},
+            QUERY | {"v": True},
+            QUERY | {"v": 1.0},
+            QUERY | {"v": "1"},
+            without(QUERY, "v"),
+            without(QUERY, "prompt"),
+            QUERY | {"prompt": None},
+            QUERY | {"timeout_ms": -1},
+            QUERY | {"timeout_ms": 1.0},
+            QUERY | {"timeout_ms": True},
+            QUERY | {"timeout_ms": "5"},
+            QUERY | {"timeout_ms": math.inf},
+            QUERY | {"stream": 1},
+            QUERY | {"stream": "yes"},
+        ],
+        ids=label,
+    )
+    def test_a_wrong_query_is_refused_by_its_id(self, message):
+        assert_refused(public.decode(pack(message)), about=ID)
+
+    @pytest.mark.parametrize(
+        "prompt",
+        [5, True, b"bytes", BLOCK, ["text"], [{}], [{"type": 5}], [BLOCK, None], 1.5],
+        ids=label,
+    )
+    def test_a_prompt_that_is_none_is_refused_by_its_id(self, prompt):
+        answer = public.decode(pack(QUERY | {"prompt": prompt}))
+        assert_refused(answer, "invalid_prompt", ID)
+
+    @pytest.mark.parametrize(
+        "message",
+        [
+            QUERY | {"id": b"x" * 15},
+            QUERY | {"id": b"x" * 17},
+            QUERY | {"id": "x" * 16},
+            QUERY | {"id": None},
+            without(QUERY, "id"),
+            without(QUERY, "type"),
+            QUERY | {"type": None},
+            QUERY | {"type": ["QUERY"]},
+            QUERY | {"type": {}},
+            QUERY | {"type": "query"},
+            QUERY | {"type": "OPEN"},
+            QUERY | {"type": "RESULT"},
+            {},
+            [],
+            [QUERY],
+            None,
+            5,
+            "QUERY",
+            b"QUERY",
+            QUERY | {"x": msgpack.ExtType(5, b"x")},
+            QUERY | {"x": msgpack.Timestamp(1, 2)},
+            QUERY | {"x": {b"bytes": 1}},
+            QUERY | {b"bytes": 1},
+            QUERY | {5: 1},
+        ],
+        ids=label,
+    )
+    def test_what_cannot_be_related_to_a_query_is_refused_without_an_id(self, message):
+        assert_refused(public.decode(pack(message)))
+
+    @pytest.mark.parametrize(
+        "message",
+        [
+            CANCEL | {"v": 2},
+            CANCEL | {"id": b"short"},
+            CREDIT | {"v": 2},
+            CREDIT | {"bytes": -1},
+            CREDIT | {"bytes": 1.5},
+            without(CREDIT, "bytes"),
+        ],
+        ids=label,
+    )
+    def test_an_error_about_a_cancel_or_credit_never_passes_for_an_outcome(self, message):
+        assert_refused(public.decode(pack(message)))
+
+    def test_nesting_is_limited(self):
+        value: object = 1
+        for _ in range(codec.MAX_DEPTH - 1):
+            value = [value]
+        assert type(public.decode(pack(QUERY | {"x": value}))) is public.Query
+        assert_refused(public.decode(pack(QUERY | {"x": [value]})))
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            b"",
+            b"\xc1",
+            b"\x81",
+            pack(QUERY) + b"\0",
+            pack(QUERY) * 2,
+            pack(QUERY)[:-1],
+            b"\x91" * 100_000,
+            b"\xdf\xff\xff\xff\xff",
+            pack(QUERY).replace(b"hello", b"\xff\xfe\xff\xfe\xff"),
+            "text",
+            None,
+        ],
+        ids=label,
+    )
+    def test_what_is_no_msgpack_is_refused(self, data):
+        assert_refused(public.decode(data))
+
+    def test_an_error_repeats_no_more_than_a_little_of_what_was_wrong(self):
+        for key in ("v", "type", "stream"):
+            answer = public.decode(pack(QUERY | {key: "x" * 1_000_000}))
+            assert len(public.encode(answer)) < 500
+
+    @settings(max_examples=60)
+    @given(strategies.garbage | strategies.near_public_requests(), st.booleans())
+    def test_garbage_gives_a_valid_request_or_an_error(self, data, is_req):
+        match public.decode(data, is_req=is_req):
+            case public.Query() as query:
+                assert len(query.id) == 16
+                codec.encode_prompt(query.prompt)
+                assert query.timeout_ms is None or 0 <= query.timeout_ms < 2**64
+                assert type(query.is_streamed) is bool
+                assert not (is_req and query.is_streamed)
+            case public.Cancel(id=request_id) | public.Credit(id=request_id):
+                assert len(request_id) == 16
+                assert not is_req
+            case error:
+                assert_refused(error, error.info.code, error.id)
+                assert error.info.code in ERROR_CODES
+
+
+class TestFrames:
+    def test_of_a_dealer_are_its_address_and_a_payload(self):
+        envelope, query = public.read([PEER, pack(QUERY)])
+        assert envelope == (PEER,)
+        assert query == public.Query(ID, "hello", None, False)
+
+    @pytest.mark.parametrize("before", [(), (b"\0\0\0\7",), (b"a", b"b")], ids=label)
+    def test_of_a_req_socket_are_echoed_up_to_the_empty_one(self, before):
+        envelope, query = public.read([PEER, *before, b"", pack(QUERY)])
+        assert envelope == (PEER, *before, b"")
+        assert type(query) is public.Query
+
+    @pytest.mark.parametrize(
+        "message", [CANCEL, CREDIT, QUERY | {"stream": True}], ids=lambda m: m["type"]
+    )
+    def test_of_a_req_socket_ask_and_no_more(self, message):
+        envelope, error = public.read([PEER, b"", pack(message)])
+        assert envelope == (PEER, b"")
+        assert_refused(error, about=ID if message["type"] == "QUERY" else None)
+        assert type(public.read([PEER, pack(message)])[1]) is not public.Error
+
+    @pytest.mark.parametrize(
+        ("frames", "envelope"),
+        [
+            ([PEER], (PEER,)),
+            ([PEER, b""], (PEER,)),
+            ([PEER, b"", b""], (PEER, b"")),
+            ([PEER, b"garbage"], (PEER,)),
+            ([PEER, b"", b"garbage"], (PEER, b"")),
+            ([PEER, pack(QUERY), pack(QUERY)], (PEER,)),
+            ([PEER, pack(QUERY), b""], (PEER,)),
+            ([PEER, b"", pack(QUERY), pack(QUERY)], (PEER, b"")),
+            ([PEER, *[b"x"] * 7, b"", pack(QUERY)], (PEER,)),
+            ([PEER, b"x" * 1024, b"", pack(QUERY)], (PEER,)),
+            ([b"chosen", pack(QUERY)], (b"chosen",)),
+            ([b"chosen", b"", pack(QUERY)], (b"chosen", b"")),
+        ],
+        ids=label,
+    )
+    def test_that_are_wrong_get_an_answer_all_the_same(self, frames, envelope):
+        answer = public.read(frames)
+        assert answer[0] == envelope
+        assert_refused(answer[1])
+
+    def test_may_hold_an_envelope_up_to_the_limit(self):
+        for before in ([b"x"] * 6, [b"x" * (1024 - len(PEER))]):
+            envelope, query = public.read([PEER, *before, b"", pack(QUERY)])
+            assert envelope == (PEER, *before, b"")
+            assert type(query) is public.Query
+
+    @given(st.lists(strategies.garbage | st.just(b"") | st.just(pack(QUERY)), max_size=4))
+    def test_of_garbage_always_have_an_answer(self, frames):
+        envelope, message = public.read([PEER, *frames])
+        assert envelope[0] == PEER
+        assert type(message) in {public.Query, public.Cancel, public.Credit, public.Error}
+
+
+class TestReplies:
+    @given(strategies.public_ids, strategies.numbers, strategies.content_messages)
+    def test_a_message_carries_the_encoded_map(self, request_id, seq, message):
+        encoded = codec.encode_message(message)
+        value = conforms(public.encode(public.Message(request_id, seq, encoded)))
+        assert (value["id"], value["seq"]) == (request_id, seq)
+        assert value["message"] == msgpack.unpackb(encoded)
+
+    @given(
+        st.builds(
+            public.Result,
+            strategies.public_ids,
+            strategies.numbers,
+            strategies.numbers,
+            strategies.texts,
+            strategies.numbers,
+            strategies.numbers,
+            st.lists(strategies.content_messages, max_size=3).map(
+                lambda messages: codec.join([codec.encode_message(m) for m in messages])
+            ),
+        )
+    )
+    def test_a_result_carries_the_encoded_list(self, result):
+        value = conforms(public.encode(result))
+        assert list(value.values())[2:] == [*result[:-1], msgpack.unpackb(result.messages)]
+
+    @given(
+        st.none() | strategies.public_ids, st.none() | strategies.numbers, strategies.tuple_errors
+    )
+    def test_an_error_leaves_out_a_sequence_that_it_has_not(self, request_id, sequence, info):
+        value = conforms(public.encode(public.Error(request_id, sequence, info)))
+        assert value["id"] == request_id
+        assert value.get("sequence", None) == sequence
+        del value["details"]
+        assert ErrorInfo(**{k: value[k] for k in ErrorInfo._fields[:-1]}, details={}) == (
+            info._replace(details={})
+        )
+
+    def test_an_error_carries_its_details(self):
+        info = to_info(WorkerLost("it died", exitcode=-9))
+        value = conforms(public.encode(public.Error(ID, 3, info)))
+        assert (value["code"], value["details"]) == ("worker_lost", {"exitcode": -9})
+
+
+class TestSplit:
+    @given(st.lists(strategies.values, max_size=5), st.integers(0, 6))
+    def test_is_the_opposite_of_join(self, values, start):
+        encoded = [codec.encode_value(value) for value in values]
+        assert public.split(codec.join(encoded), start) == encoded[start:]
+
+    @pytest.mark.parametrize("count", [15, 16, 65_536])
+    def test_takes_arrays_of_every_size(self, count):
+        encoded = codec.join([b"\x01"] * count)
+        assert public.split(encoded) == [b"\x01"] * count
+        assert public.split(encoded, count - 1) == [b"\x01"]
+        assert public.split(encoded, count) == []
+
+    @pytest.mark.parametrize("data", [b"", b"\x01", b"\x92\x01", b"\xc1", b"\xdd\xff\xff\xff\xff"])
+    def test_of_what_is_no_array_is_the_workers_fault(self, data):
+        with pytest.raises(RemoteProtocolError):
+            public.split(data)
