@@ -89,7 +89,7 @@ async def bare() -> None:
     await lock.acquire()
     await client.query("A?")  # and A never reads
     try:
-        await asyncio.wait_for(lock.acquire(), 0.2)
+        await asyncio.wait_for(lock.acquire(), 0.1)
     except TimeoutError:
         print("bare, with a lock, behind one that stopped reading: D got nothing")
 

@@ -7,11 +7,7 @@ Prints::
     after the block: 0 processes
     what was accepted had its answer: last words
     after an exception: SupervisorClosed, 0 processes
-    forgotten: a Supervisor was not closed; use `with Supervisor(...)` or call close()
 """
-
-import gc
-import warnings
 
 import psutil
 
@@ -54,11 +50,3 @@ try:
 except ValueError:
     assert isinstance(endless.exception(), SupervisorClosed)
     print(f"after an exception: SupervisorClosed, {alive(pids)} processes")
-
-# One that you forget is ended as well, but says so.
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    sup = Supervisor(size=1)
-    del sup
-    gc.collect()
-print("forgotten:", caught[0].message)

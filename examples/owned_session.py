@@ -13,7 +13,7 @@ import threading
 
 from soloist import AssistantMessage, SessionBusy, Supervisor, TextBlock
 
-options = {"delay_s": 0.2, "recall_on": "What did I say?"}
+options = {"delay_s": 0.2, "chunks": 2, "recall_on": "What did I say?"}
 
 with Supervisor(size=1, options=options) as sup, sup.session() as own:
     own.query("My name is Ada.")
@@ -24,7 +24,7 @@ with Supervisor(size=1, options=options) as sup, sup.session() as own:
                     print(f"{message.model}: {block.text}")
 
     own.set_model("another model")
-    answer, _ = own.query_and_receive("What is my name?")
+    *_, answer, _ = own.query_and_receive("What is my name?")
     print(f"{answer.model}: {answer.content[0].text}")
 
     def intrude() -> None:
@@ -34,12 +34,14 @@ with Supervisor(size=1, options=options) as sup, sup.session() as own:
             print("busy:", error)
 
     own.query("a long story")
+    story = own.receive_response()
+    next(story)  # it has begun
     intruder = threading.Thread(target=intrude)
     intruder.start()
     intruder.join()
 
     own.interrupt()
-    *_, last = own.receive_response()
+    *_, last = story
     print("after interrupt():", last.subtype)
 
     *_, last = own.query_and_receive("What did I say?")

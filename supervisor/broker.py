@@ -269,7 +269,7 @@ class Broker:
             if request.state is RequestState.LEASED:
                 actions.append(self._settle(request, final))
             elif request.state is RequestState.DRAINING:
-                actions.append(self._settle(request, drained(request)))
+                actions.append(self._settle(request, drained(request, final)))
         return actions
 
     def exited(

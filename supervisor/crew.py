@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple, TypeAlias
 
-from soloist.protocol.errors import SoloistError, WorkerLost, from_info
+from soloist.protocol.errors import RequestCancelled, SoloistError, WorkerLost, from_info
 from soloist.protocol.messages import Answer, Failure, Run
 from soloist.protocol.transitions import WORKER, RequestState, WorkerEvent, WorkerState, advance
 from soloist.supervisor.request import Outcome, Request
@@ -149,9 +149,14 @@ def outcome_of(outcome: Answer | Failure) -> Outcome:
     return outcome if type(outcome) is Answer else from_info(outcome.error)  # type: ignore[union-attr]
 
 
-def drained(request: Request) -> SoloistError:
-    """What the caller of an interrupted request gets once its turn has ended."""
+def drained(request: Request, outcome: Outcome | None = None) -> SoloistError:
+    """What the caller of an interrupted request gets once its turn has ended.
+
+    If the interrupt came before the turn, the worker's outcome says that it never began.
+    """
     assert request.error is not None
+    if isinstance(outcome, RequestCancelled) and outcome.started is False:
+        request.error.started = False
     return request.error
 
 

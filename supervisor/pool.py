@@ -555,7 +555,7 @@ class Pool:
         """A worker's attempt ended with an error: try again, or tell the caller."""
         self._limiter.heed(error, now)
         if request.state is RequestState.DRAINING:
-            return [self._fail(request, drained(request))]
+            return [self._fail(request, drained(request, error))]
         if request.state is not RequestState.LEASED:  # its caller has been told
             return []
         if self._retries.postpone(request, error, began, now):

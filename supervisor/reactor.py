@@ -282,7 +282,7 @@ class Reactor:
                 return
             try:
                 answer.set_result(call())
-            except SoloistError as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits for it
                 answer.set_exception(error)
 
         self._post(run)

@@ -96,13 +96,16 @@ class Response(Iterator[Message]):
         self._rest = iter(())
         self._owner = None
         self._dropped.detach()
-        _drop(self._cancel, self.request)
+        if not self._is_read:
+            _drop(self._cancel, self.request)
 
     def take(self, data: bytes) -> Message:
         """Count and decode one message of the stream."""
         self._count += 1
         message = codec.decode_message(data)
         self._is_read = is_result(message)
+        if self._is_read:  # there is nothing left to interrupt
+            self._dropped.detach()
         return message
 
     def _ended(self) -> Iterator[Message]:

@@ -71,11 +71,11 @@ class Turns(Generic[_User]):
             before = self._response
             if before is not None and not self._may_follow(before):
                 raise SessionBusy("the turn before has not ended")
+            if before is not None and not self._is_ending(before):
+                before.close()  # its user has died; first, for the queue has one place
             response = send()
             response.detach()  # what nobody reads runs on, as with ClaudeSDKClient
             self._response, self._user = response, self._me()
-        if before is not None and not self._is_ending(before):
-            before.close()  # its user has died
 
     def read(self) -> Response:
         """Give the answer to the prompt that was sent last; who reads it is its user.

@@ -156,8 +156,8 @@ async def ask_hook(input_data: Any, tool_use_id: str | None, context: Any) -> di
 
     The caller sees ``input`` and ``tool_use_id`` and answers ``{"output": map}`` with the SDK's
     hook output. The CLI itself gives up on a hook after its ``HookMatcher.timeout`` (60 s unless
-    set) and then uses the tool: let that be longer than the Supervisor's deadline, or set
-    ``on_failure="block"``.
+    set) and goes on as if it had said nothing: let that be longer than the Supervisor's deadline,
+    or set ``on_failure="block"``.
 
     Returns:
         The caller's output. If there is none, or none that can be understood, a ``PreToolUse``
@@ -202,8 +202,10 @@ def _permission_question(
     }
 
 
-def _as_map(update: PermissionUpdate) -> Map:
+def _as_map(update: PermissionUpdate | Map) -> Map:
     """A permission update as the CLI writes it; one that this SDK does not know, by its type."""
+    if isinstance(update, dict):  # older SDKs leave them as they came
+        return update
     try:
         return update.to_dict()
     except ValueError:

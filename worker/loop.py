@@ -27,6 +27,7 @@ from soloist.protocol.messages import (
     Answer,
     Broken,
     Command,
+    Control,
     ControlReply,
     Done,
     Failure,
@@ -206,7 +207,7 @@ class _AsyncLoop:
         self._host = host
         self._is_session = is_session
         self._snapshot = host.restored  # what the supervisor has
-        self._controls = control.Controls(self._send, timeout_s=control_timeout_s)
+        self._controls = control.Controls(self._ask, timeout_s=control_timeout_s)
         self._commands: set[asyncio.Task[None]] = set()
         self._is_flush_due = False
         self._running = 0  # lease of the turn in flight
@@ -267,7 +268,7 @@ class _AsyncLoop:
         on_message = self._streamer(lease.number) if lease.is_streamed else None
         try:
             if lease.number == self._unwanted:
-                raise RequestCancelled("it was cancelled before its turn began")
+                raise RequestCancelled("it was cancelled before its turn began", started=False)
             prompt = codec.decode_prompt(lease.prompt)
             answer = await self._host.turn(lease.number, prompt, on_message)
             await self._save(lease.number)
@@ -301,6 +302,12 @@ class _AsyncLoop:
             self._send(Refused(command.number, to_info(error)))
         else:
             self._send(Done(command.number))
+
+    def _ask(self, question: Control) -> None:
+        """Send a question of the client's; the supervisor's socket would not take a huge one."""
+        if len(question.data) > self._desk.max_bytes:
+            raise LocalProtocolError(f"a {question.kind} question is over max_payload_bytes")
+        self._send(question)
 
     def _streamer(self, lease: int) -> Callable[[bytes], None]:
         """Send when the client lets go of the loop: what it yields together goes together."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import gc
 import inspect
@@ -115,6 +116,16 @@ def texts(results):
     return [result.text for result in results]
 
 
+async def until(snapshot, condition):
+    """Wait for something that has no event to wait on."""
+    while not condition(await snapshot()):  # noqa: ASYNC110
+        await asyncio.sleep(0)
+
+
+async def until_running(sup):
+    await until(sup.stats, lambda stats: stats.running)
+
+
 async def answer_of(messages):
     return [m.result async for m in messages if isinstance(m, ResultMessage)]
 
@@ -163,23 +174,21 @@ class TestMany:
     @BOTH
     @on_loop
     async def test_an_endless_input_may_be_left_early(self, kind):
-        pulled = 0
-
-        def endless():
-            nonlocal pulled
-            for pulled in itertools.count(1):
+        def endless(pulled):
+            while True:
+                pulled.append(1)
                 yield "a"
 
         async with AsyncSupervisor(size=2, client=same, window=50) as sup:
             for imap in (sup.imap, sup.imap_unordered):
-                pulled, read = 0, 0
-                async for _ in imap(source(kind, endless())):
+                pulled, read = [], 0
+                async for _ in imap(source(kind, endless(pulled))):
                     read += 1
-                    assert pulled - read <= 50
+                    assert len(pulled) - read <= 50
                     if read == 500:
                         break
-            assert (await sup.submit("next")).text == "next"
-            assert pulled <= 551
+                assert (await sup.submit("next")).text == "next"
+                assert len(pulled) <= 551
 
     @on_loop
     async def test_the_loop_stays_responsive(self):
@@ -226,8 +235,7 @@ class TestMany:
             with pytest.raises(QueueFull):
                 sup.submit("c")
             waiting[1].cancel()
-            while (await sup.stats()).cancelled == 0:
-                await asyncio.sleep(0)
+            await until(sup.stats, lambda stats: stats.cancelled)
             waiting.append(sup.submit("c"))
             await sup.cancel_pending()
             with pytest.raises(RequestCancelled) as caught:
@@ -245,9 +253,9 @@ class TestCancel:
             case "submit":
                 await sup.submit("slow")
             case "map":
-                await sup.map(["slow"] * 5)
+                await sup.map(["slow"] * 2)
             case "imap":
-                async for _ in sup.imap(agen(["slow"] * 5)):
+                async for _ in sup.imap(agen(["slow"] * 2)):
                     pass
             case "query":
                 async for _ in sup.query("slow"):
@@ -271,7 +279,7 @@ class TestCancel:
     @pytest.mark.parametrize("how", ["submit", "map", "imap", "query"])
     @on_loop
     async def test_a_task_group_that_fails_cancels_the_others(self, how):
-        async with AsyncSupervisor(size=2, client=agent) as sup:
+        async with AsyncSupervisor(size=3, client=agent) as sup:
             with pytest.raises(ExceptionGroup) as caught:
                 async with asyncio.TaskGroup() as group:
                     other = group.create_task(self.call(how, sup))
@@ -325,8 +333,7 @@ class TestCancel:
     async def test_a_future_may_be_cancelled_while_it_runs(self):
         async with AsyncSupervisor(size=1, client=agent) as sup:
             future = sup.submit("slow")
-            while not (await sup.stats()).running:
-                await asyncio.sleep(0)
+            await until_running(sup)
             assert future.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await future
@@ -384,8 +391,8 @@ class TestSession:
 
             await asyncio.create_task(other())
             await own.interrupt()
-            (result,) = [m async for m in own.receive_response()]
-            assert result.is_error
+            with contextlib.suppress(RequestCancelled):  # it may not have begun
+                await answer_of(own.receive_response())
             await asyncio.create_task(own.query("of a task that ends"))
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.05):
@@ -423,14 +430,19 @@ class TestSession:
 
     @on_loop
     async def test_interrupt_ends_the_turn_with_its_result(self):
-        async with AsyncSupervisor(size=1, options=SLOW) as sup, sup.session() as own:
+        options = {"delay_s": FOR_EVER_S, "chunks": 60_000}
+        async with AsyncSupervisor(size=1, options=options) as sup, sup.session() as own:
             await own.interrupt()
-            await own.query("a")
-            asyncio.get_running_loop().call_later(
-                0.05, lambda: asyncio.ensure_future(own.interrupt())
-            )
-            (result,) = [m async for m in own.receive_response()]
-            assert isinstance(result, ResultMessage)
+            *_, last = [m async for m in self.interrupting(own)]
+            assert isinstance(last, ResultMessage)
+            *_, last = [m async for m in self.interrupting(own)]
+            assert last.num_turns == 2
+
+    @staticmethod
+    async def interrupting(own):
+        async for message in own.query_and_receive("a"):
+            await own.interrupt()
+            yield message
 
     @on_loop
     async def test_what_cannot_connect_says_so_and_gives_its_place_back(self):
@@ -464,8 +476,7 @@ class TestSession:
 
     @staticmethod
     async def until_no_session(sup):
-        while (await sup.stats()).sessions:
-            await asyncio.sleep(0.005)
+        await until(sup.stats, lambda stats: not stats.sessions)
 
 
 class TestShared:
@@ -492,8 +503,7 @@ class TestShared:
         async with AsyncSupervisor(size=1, client=agent) as sup:
             chat = await sup.shared("chat")
             running, waiting = chat.query("slow"), chat.query("next")
-            while (await chat.stats()).state != "running":
-                await asyncio.sleep(0)
+            await until(chat.stats, lambda stats: stats.state == "running")
             await chat.interrupt()
             with pytest.raises(RequestCancelled):
                 await running
@@ -533,9 +543,10 @@ class TestShared:
                 await future
 
 
-class TestControl:
-    OPTIONS = {"ask_on": "may I?"}
+ASKING = {"ask_on": "may I?"}
 
+
+class TestControl:
     @pytest.mark.parametrize("where", ["supervisor", "query", "session", "shared"])
     @on_loop
     async def test_a_coroutine_function_answers_on_the_loop(self, where):
@@ -551,7 +562,7 @@ class TestControl:
 
         default = handler if where == "supervisor" else never
         own = None if where == "supervisor" else handler
-        async with AsyncSupervisor(size=1, options=self.OPTIONS, on_control=default) as sup:
+        async with AsyncSupervisor(size=1, options=ASKING, on_control=default) as sup:
             match where:
                 case "supervisor" | "query":
                     messages = sup.query("may I?", on_control=own)
@@ -568,7 +579,7 @@ class TestControl:
     async def test_a_function_answers_on_a_thread(self):
         async with AsyncSupervisor(
             size=1,
-            options=self.OPTIONS,
+            options=ASKING,
             on_control=lambda request: {"text": threading.current_thread().name},
         ) as sup:
             assert await answer_of(sup.query("may I?")) == ["soloist-control"]
@@ -584,7 +595,7 @@ class TestControl:
             finally:
                 cancelled.append(request)
 
-        async with AsyncSupervisor(size=1, options=self.OPTIONS, on_control=handler) as sup:
+        async with AsyncSupervisor(size=1, options=ASKING, on_control=handler) as sup:
             future = sup.submit("may I?")
             await asked.wait()
             future.cancel()
@@ -637,8 +648,7 @@ class TestEnd:
         options = SLOW | {"ignore_interrupt": True}
         async with AsyncSupervisor(size=1, options=options, interrupt_grace_s=60) as sup:
             future = sup.submit("a")
-            while not (await sup.stats()).running:
-                await asyncio.sleep(0)
+            await until_running(sup)
             await sup.kill()
             with pytest.raises(SupervisorClosed):
                 await future
@@ -653,8 +663,7 @@ class TestEnd:
         async def main():
             async with AsyncSupervisor(size=1, options=options, interrupt_grace_s=60) as sup:
                 _ = sup.submit("a")
-                while not (await sup.stats()).running:
-                    await asyncio.sleep(0)
+                await until_running(sup)
                 leaving.set()
 
         task = asyncio.create_task(main())

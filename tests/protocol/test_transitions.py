@@ -10,9 +10,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from soloist.protocol.errors import LocalProtocolError
 from soloist.protocol.transitions import (
     REQUEST,
+    SESSION,
     WORKER,
     RequestEvent,
     RequestState,
+    SessionEvent,
+    SessionState,
     WorkerEvent,
     WorkerState,
     advance,
@@ -21,6 +24,7 @@ from soloist.protocol.transitions import (
 TABLES = {
     "worker": (WORKER, WorkerState, WorkerEvent),
     "request": (REQUEST, RequestState, RequestEvent),
+    "session": (SESSION, SessionState, SessionEvent),
 }
 ALIVE = [state for state in WorkerState if state is not WorkerState.DEAD]
 WALKS = settings(max_examples=50, stateful_step_count=12)
@@ -155,6 +159,51 @@ class TestRequest:
             advance(REQUEST, state, RequestEvent.RETRY)
 
 
+class TestSession:
+    LIVING = (
+        SessionState.STARTING, SessionState.IDLE, SessionState.RUNNING, SessionState.DRAINING
+    )  # fmt: skip
+
+    @pytest.mark.parametrize("ends", [[], [SessionEvent.INTERRUPT]], ids=["whole", "interrupted"])
+    def test_runs_one_turn_after_the_other(self, ends):
+        turn = [SessionEvent.DISPATCH, *ends, SessionEvent.ANSWER]
+        assert follow(SESSION, SessionState.IDLE, *turn * 3) is SessionState.IDLE
+
+    @pytest.mark.parametrize("state", [s for s in SessionState if s is not SessionState.IDLE])
+    def test_begins_a_turn_only_when_the_one_before_has_ended(self, state):
+        with pytest.raises(LocalProtocolError):
+            advance(SESSION, state, SessionEvent.DISPATCH)
+
+    @pytest.mark.parametrize("state", LIVING)
+    def test_whose_worker_dies_starts_again_or_is_lost(self, state):
+        assert advance(SESSION, state, SessionEvent.EXIT) is SessionState.STARTING
+        assert advance(SESSION, state, SessionEvent.LOSE) is SessionState.LOST
+
+    def test_that_is_lost_never_runs_again(self):
+        assert reachable(SESSION, SessionState.LOST) == {SessionState.LOST, SessionState.CLOSED}
+
+    @pytest.mark.parametrize("state", LIVING)
+    def test_can_be_closed_at_any_time_and_ends_with_its_worker(self, state):
+        events = [SessionEvent.CLOSE, SessionEvent.EXIT]
+        assert follow(SESSION, state, *events) is SessionState.CLOSED
+
+    def test_that_closes_never_runs_again(self):
+        assert reachable(SESSION, SessionState.CLOSING) == {
+            SessionState.CLOSING,
+            SessionState.CLOSED,
+        }
+
+    @pytest.mark.parametrize(
+        "event", [SessionEvent.READY, SessionEvent.INTERRUPT, SessionEvent.ANSWER]
+    )
+    def test_that_closes_is_not_moved_by_what_its_worker_says(self, event):
+        assert advance(SESSION, SessionState.CLOSING, event) is SessionState.CLOSING
+
+    def test_is_interrupted_once_a_turn(self):
+        with pytest.raises(LocalProtocolError):
+            advance(SESSION, SessionState.DRAINING, SessionEvent.INTERRUPT)
+
+
 class RequestWalk(RuleBasedStateMachine):
     """A random walk beside a model: who holds it, whether anybody waits, whether it waits."""
 
@@ -221,6 +270,94 @@ class RequestWalk(RuleBasedStateMachine):
 
 TestRequestWalk = RequestWalk.TestCase
 TestRequestWalk.settings = WALKS
+
+
+class SessionWalk(RuleBasedStateMachine):
+    """A random walk beside a model of what a session has: a worker, a turn, a future."""
+
+    def __init__(self):
+        super().__init__()
+        self.state = SessionState.STARTING
+        self.is_ready = False
+        self.turn = ""  # or "wanted", or "unwanted"
+        self.is_lost = self.is_closing = self.is_over = False
+
+    def attempt(self, event, *, possible):
+        try:
+            self.state = advance(SESSION, self.state, event)
+        except LocalProtocolError:
+            assert not possible
+        else:
+            assert possible
+        return possible
+
+    @property
+    def is_open(self):
+        return not (self.is_lost or self.is_closing or self.is_over)
+
+    @rule()
+    def connects(self):
+        possible = self.is_closing or (self.is_open and not self.is_ready)
+        if self.attempt(SessionEvent.READY, possible=possible):
+            self.is_ready = True
+
+    @rule()
+    def begins_a_turn(self):
+        if self.attempt(
+            SessionEvent.DISPATCH, possible=self.is_open and self.is_ready and not self.turn
+        ):
+            self.turn = "wanted"
+
+    @rule()
+    def is_interrupted(self):
+        possible = self.is_closing or (self.is_open and self.turn == "wanted")
+        if self.attempt(SessionEvent.INTERRUPT, possible=possible):
+            self.turn = "unwanted"
+
+    @rule()
+    def answers(self):
+        possible = self.is_closing or (self.is_open and bool(self.turn))
+        if self.attempt(SessionEvent.ANSWER, possible=possible):
+            self.turn = ""
+
+    @rule()
+    def loses_its_worker(self):
+        if self.attempt(SessionEvent.EXIT, possible=self.is_open or self.is_closing):
+            self.is_over, self.is_closing = self.is_closing, False
+            self.is_ready, self.turn = False, ""
+
+    @rule()
+    def loses_its_conversation(self):
+        if self.attempt(SessionEvent.LOSE, possible=self.is_open):
+            self.is_lost = True
+
+    @rule()
+    def is_closed(self):
+        if self.attempt(SessionEvent.CLOSE, possible=self.is_open or self.is_lost):
+            self.is_over, self.is_closing = self.is_lost, not self.is_lost
+            self.is_lost = False
+
+    @invariant()
+    def state_follows_from_what_happened(self):
+        if self.is_over:
+            expected = SessionState.CLOSED
+        elif self.is_closing:
+            expected = SessionState.CLOSING
+        elif self.is_lost:
+            expected = SessionState.LOST
+        elif not self.is_ready:
+            expected = SessionState.STARTING
+        else:
+            expected = {
+                "": SessionState.IDLE,
+                "wanted": SessionState.RUNNING,
+                "unwanted": SessionState.DRAINING,
+            }[self.turn]
+        assert self.state is expected
+
+
+TestSessionWalk = SessionWalk.TestCase
+TestSessionWalk.settings = WALKS
 
 
 class WorkerWalk(RuleBasedStateMachine):

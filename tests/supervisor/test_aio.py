@@ -529,6 +529,25 @@ class TestResponse:
         del reader
         assert made.cancelled == []
 
+    @pytest.mark.parametrize("how", ["aclose", "drop"])
+    def test_after_its_result_there_is_nothing_to_cancel(self, how):
+        """The outcome follows the last message: who stops at that has not ended it early."""
+
+        @on_loop
+        async def test():
+            made = MadeResponse()
+            made.stream.stream(made.request, result_message("all"))
+            reader = made.reader()
+            assert (await anext(reader)).result == "all"
+            if how == "aclose":
+                await reader.aclose()
+            made.response = None
+            del reader
+            gc.collect()
+            assert made.cancelled == []
+
+        test()
+
     @on_loop
     async def test_a_second_reader_is_told_and_the_first_reads_on(self):
         made = MadeResponse()
@@ -1015,8 +1034,12 @@ class TestTurns:
         turns.begin(lambda: made.response)
         self.first.is_alive = False
         self.now = self.second
-        turns.begin(lambda: following.response)
-        assert made.cancelled == [made.request]
+
+        def send():
+            assert made.cancelled == [made.request]  # a session's queue has one place
+            return following.response
+
+        turns.begin(send)
         assert turns.read() is following.response
 
     def test_reading_comes_after_sending(self):

@@ -750,7 +750,7 @@ class TestDeath:
         world.decide()
         worker.die()
         delays = []
-        while world.state is not SessionState.LOST:
+        while world.state is not SessionState.LOST and len(delays) < 10:
             wait = world.broker.next_deadline() - world.now
             delays.append(wait if math.isfinite(wait) else 0.0)
             world.tick(max(0.0, delays[-1]))
@@ -764,7 +764,8 @@ class TestDeath:
     def test_one_that_never_comes_up_is_given_up(self):
         world = World(max_restarts=2)
         (waiting,) = world.submit()
-        while world.state is SessionState.STARTING:
+        for _ in range(3):
+            assert world.state is SessionState.STARTING
             world.tick(max(0.0, min(world.broker.next_deadline() - world.now, 10.0)))
             world.worker.die(1)
         error = world.outcome(waiting)
@@ -1350,6 +1351,18 @@ class TestEndOfTheSupervisor:
             world.worker.die(0)
         assert world.is_ended
         assert len(world.outcomes) == len(world.requests)
+
+    def test_what_never_began_at_a_stopped_worker_is_told_at_its_end(self):
+        world = World()
+        worker = world.up()
+        (request,) = world.submit()
+        world.decide()
+        world.broker.close_intake("over")
+        world.execute(world.broker.stop_workers(world.now))
+        worker.die(0)
+        assert type(world.outcome(request)) is SupervisorClosed
+        assert world.outcome(request).started is False
+        assert world.is_ended
 
     def test_a_worker_that_dies_after_an_abort_is_not_replaced(self):
         world, worker, _ = busy_world()

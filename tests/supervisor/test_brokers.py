@@ -255,12 +255,14 @@ class TestOpening:
             world.exit(number, 1)
         assert "exited with code 1" in str(ready.exception(0))
 
+    @pytest.mark.parametrize("has_worker", [True, False])
     @pytest.mark.parametrize("how", ["close", "end of the Supervisor"])
-    def test_the_opener_hears_that_it_is_closed(self, how):
+    def test_the_opener_hears_that_it_is_closed(self, how, has_worker):
         world = World()
         ready = Future()
         number = world.open(ready=ready)
-        world.decide()
+        if has_worker:
+            world.decide()
         if how == "close":
             world.close(number)
         else:
@@ -269,6 +271,7 @@ class TestOpening:
         world.decide()
         kind = SessionClosed if how == "close" else SupervisorClosed
         assert type(ready.exception(0)) is kind
+        assert world.is_clean() == (not has_worker)
 
 
 class TestRequests:
@@ -441,6 +444,9 @@ class TestTime:
         world.submit(number)
         world.decide()
         assert world.brokers.next_deadline() == math.inf
+        broker = world.brokers.touch(number)
+        world.decide()
+        broker.decide = None  # it is not asked any more
         assert world.decide(60.0) == []
 
     def test_timers_take_no_memory_beyond_those_in_use(self):
@@ -543,8 +549,10 @@ class TestEndOfTheSupervisor:
         assert all(r.outcome is not None for r in requests)
         assert world.brokers.outstanding == 0
         begin = len(world.log)
+        world.decide()
         world.brokers.stop_workers(world.now)
         stopped = {a.number for a in world.log[begin:] if type(a) is Stop}
+        assert world.brokers.next_deadline() <= world.now
         world.decide()
         assert {busy} <= stopped
         alive = {broker.number for broker in world.brokers if broker.workers}

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import json
 import uuid
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -104,6 +105,7 @@ class TestFollowing:
             SystemMessage(subtype="init", data={"session_id": "another"}),
             result(""),
             result(None),
+            SimpleNamespace(session_id="another"),
             object(),
         ):
             resumption.saw(message)

@@ -263,6 +263,11 @@ class TestPermission:
         }
         assert least == {"tool_name": "Bash", "input": {}}
 
+    def test_suggestions_that_the_sdk_left_as_maps_stay_maps(self, caller, decide):
+        caller.reply = {"behavior": "allow"}
+        decide(suggestions=[{"type": "setMode", "mode": "plan"}])
+        assert caller.data[0]["suggestions"] == [{"type": "setMode", "mode": "plan"}]
+
     def test_an_allow_allows(self, sdk, caller, decide):
         caller.reply = {"behavior": "allow"}
         assert decide() == sdk.PermissionResultAllow()

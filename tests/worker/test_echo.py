@@ -202,6 +202,12 @@ class TestConversation:
         turns = answers(*prompts[:50], "recall", recall_on="recall")
         assert turns[-1][-1].result == "0047\n0048\n0049"
 
+    def test_both_bounds_hold_together(self, monkeypatch):
+        monkeypatch.setattr(echo, "MAX_HISTORY", 3)
+        monkeypatch.setattr(echo, "MAX_HISTORY_CHARS", 12)
+        prompts = [f"{n:03}" for n in range(20)]
+        assert answers(*prompts, "all", recall_on="all")[-1][-1].result == "018\n019"
+
     def test_it_remembers_the_last_thousand_prompts(self):
         async def talk():
             client = await connected(recall_on="recall", resumable=True)
@@ -373,6 +379,7 @@ class TestLog:
             await anext(turn)
             await turn.aclose()
             await ask(client, "good")
+            [_ async for _ in client.receive_response()]  # of no turn
 
         run(talk())
         assert events_of(log) == [(word, str(n)) for n in range(1, 5) for word in ("begin", "end")]
