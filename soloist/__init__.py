@@ -46,6 +46,7 @@ from soloist.protocol.errors import (
     WorkerLost,
 )
 from soloist.supervisor.aio import AsyncSupervisor
+from soloist.supervisor.aio_intake import AsyncRequestFuture, AsyncResponse
 from soloist.supervisor.aio_session import AsyncSession, AsyncSharedSession
 from soloist.supervisor.api import Supervisor
 from soloist.supervisor.control import ControlRequest
@@ -62,6 +63,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AssistantMessage",
+    "AsyncRequestFuture",
+    "AsyncResponse",
     "AsyncSession",
     "AsyncSharedSession",
     "AsyncSupervisor",

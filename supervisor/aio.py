@@ -128,7 +128,8 @@ class AsyncSupervisor:
 
         Args:
             prompts: any iterable or asynchronous iterable of ``str`` or lists of content blocks;
-                pulled on the loop, by a task.
+                pulled on the loop, by a task, so one that blocks should be asynchronous. An
+                asynchronous generator is closed at the end.
             timeout_s: seconds per request from its entry into the window.
             total_timeout_s: seconds for the whole call.
             return_exceptions: put errors in the place of their results instead of raising.

@@ -135,9 +135,11 @@ class AsyncFlow:
                     await aclose()
             return
         rest = iter(self._prompts)
-        while not (self._is_exhausted or self._flow.is_late()):
+        while not self._flow.is_late():
             self._is_exhausted = self._flow.fill(rest, is_brief=True)
             self._news.set_here()
+            if self._is_exhausted:
+                return
             await asyncio.sleep(0)
             await self._until_room()
 

@@ -364,8 +364,6 @@ class Broker:
 
     def _is_full(self) -> bool:
         waiting = self._queued - 1  # without the one that comes in
-        if self.state is SessionState.IDLE and not waiting:
-            return False
         return waiting >= self._max_queue or (
             waiting > 0 and self._queued_bytes > self._max_queue_bytes
         )

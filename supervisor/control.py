@@ -147,6 +147,13 @@ def _as_plain(value: Any) -> Any:
     return value
 
 
+def _plain(value: Any) -> Any:
+    """The Agent SDK's objects as the maps that they stand for."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.to_dict() if hasattr(value, "to_dict") else value
+
+
 def _encoded(data: Map) -> bytes:
     try:
         return codec.encode_value(data)

@@ -1364,6 +1364,24 @@ class TestEndOfTheSupervisor:
         assert world.outcome(request).started is False
         assert world.is_ended
 
+    def test_a_stopped_worker_has_the_time_to_stop(self):
+        """Also if the turn that it runs was to end before."""
+        world, _, request = busy_world()
+        world.cancel(request)
+        world.tick(GRACE_S - 1.0)
+        world.broker.close_intake("over")
+        world.execute(world.broker.stop_workers(world.now))
+        assert world.tick(STOP_S - 1.0) == []
+        assert world.tick(1.0) == [Kill(NUMBER)]
+
+    def test_a_stopped_worker_is_not_interrupted(self):
+        world, worker, request = busy_world()
+        world.broker.close_intake("over")
+        world.execute(world.broker.stop_workers(world.now))
+        assert world.cancel(request) == []
+        worker.die(0)
+        assert type(world.outcome(request)) is RequestCancelled
+
     def test_a_worker_that_dies_after_an_abort_is_not_replaced(self):
         world, worker, _ = busy_world()
         world.broker.close_intake("over")

@@ -1,5 +1,6 @@
 """The stream of one request's messages: in order, bounded, without gaps."""
 
+import queue
 import threading
 
 import pytest
@@ -42,13 +43,13 @@ class TestReading:
         stream, request = make()
         is_reading = threading.Event()
         got = []
-        wait = stream._condition.wait
 
-        def announced_wait():
-            is_reading.set()
-            return wait()
+        class Announced(queue.SimpleQueue):
+            def get(self):
+                is_reading.set()
+                return super().get()
 
-        stream._condition.wait = announced_wait
+        stream._messages = Announced()
         reader = threading.Thread(target=lambda: got.append(stream.next()), daemon=True)
         reader.start()
         assert is_reading.wait(20)
@@ -92,18 +93,18 @@ class TestBound:
     @given(st.lists(st.none() | st.integers(0, 30), max_size=50))
     def test_the_buffer_is_bounded_and_what_is_read_is_a_prefix(self, steps):
         stream, request = make(max_bytes=40)
-        sent, got, held = [], [], 0
+        sent, got, held = [], [], []
         for step in steps:
             if step is None:
                 if held:
                     got.append(stream.next())
-                    held -= 1
+                    assert got[-1] == held.pop(0)
             else:
                 message = bytes([len(sent) % 256]) * step
                 if stream.stream(request, message):
-                    held += 1
+                    held.append(message)
                 sent.append(message)
-            assert sum(map(len, stream._messages)) <= 40
+            assert sum(map(len, held)) <= 40
         finish(stream, request)
         got += read_all(stream)
         assert got == sent[: len(got)]

@@ -12,6 +12,7 @@ from soloist.protocol.errors import (
     ClientConnectError,
     ClientError,
     ClientNotFound,
+    InvalidOptions,
     InvalidPrompt,
     LocalProtocolError,
     RateLimited,
@@ -675,6 +676,211 @@ class TestInterrupt:
             return text(answer), len(world.built)
 
         assert run(scene()) == ("done", 2)
+
+
+class Resumable:
+    """A client in a session; ``on`` maps a method to what it does when it is called."""
+
+    def __init__(self, **on):
+        self.log = []
+        self.on = on
+
+    def play(self, name, *arguments):
+        self.log.append((name, *arguments))
+        action = self.on.get(name)
+        if isinstance(action, BaseException):
+            raise action
+        return action(*arguments) if callable(action) else action
+
+    async def connect(self):
+        self.play("connect")
+
+    def snapshot(self):
+        return self.play("snapshot")
+
+    def restore(self, value):
+        return self.play("restore", value)
+
+    def set_model(self, model=None):
+        return self.play("set_model", model)
+
+    def use_control(self):
+        self.play("use_control")
+
+    async def disconnect(self):
+        self.play("disconnect")
+
+
+def host_of(client, **settings):
+    return Host(lambda: client, isolation="worker", **settings)
+
+
+async def hang(*_):
+    await asyncio.Event().wait()
+
+
+def stopped_amid(begin):
+    """Whether a call of the host's that hangs in the client ends with the worker's stop."""
+
+    async def scene():
+        task = asyncio.ensure_future(begin())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not task.done()
+        task.cancel()
+        await asyncio.wait({task})
+        return task.cancelled()
+
+    return run(scene())
+
+
+class TestSnapshot:
+    @pytest.mark.parametrize("value", [{"id": "x", "n": [1, None]}, "text", 0, {}, b"raw"])
+    def test_it_is_what_the_client_says(self, value):
+        data = run(host_of(Resumable(snapshot=value)).snapshot())
+        assert codec.decode_value(data) == value
+
+    def test_it_may_be_async(self):
+        async def snapshot():
+            return 7
+
+        assert codec.decode_value(run(host_of(Resumable(snapshot=snapshot)).snapshot())) == 7
+
+    def test_a_client_that_cannot_be_continued_has_none(self):
+        assert run(host_of(Resumable(snapshot=None)).snapshot()) == b""
+
+    @pytest.mark.parametrize("missing", ["snapshot", "restore"])
+    def test_it_takes_both_methods(self, missing):
+        """What nobody could restore would cost the session the truth when its worker dies."""
+        client = Resumable(snapshot=7)
+        setattr(client, missing, None)
+        assert run(host_of(client).snapshot()) == b""
+
+    @pytest.mark.parametrize(
+        "value",
+        [ValueError("no"), SystemExit(1), asyncio.CancelledError(), lambda: object(),
+         lambda: {1: 2}, lambda: 2**70],
+        ids=repr,
+    )  # fmt: skip
+    def test_one_that_fails_is_none(self, value, caplog):
+        assert run(host_of(Resumable(snapshot=value)).snapshot()) == b""
+        assert "no snapshot" in caplog.text
+
+    def test_one_that_hangs_is_none(self, monkeypatch):
+        monkeypatch.setattr(host_module, "SNAPSHOT_S", 0.01)
+        assert run(host_of(Resumable(snapshot=hang)).snapshot()) == b""
+
+    def test_being_stopped_amid_it_is_no_error_of_the_client(self):
+        host = host_of(Resumable(snapshot=hang))
+        assert stopped_amid(host.snapshot) is True
+
+
+class TestRestore:
+    SNAPSHOT = codec.encode_value({"id": "x"})
+
+    def test_it_comes_before_connect(self):
+        client = Resumable()
+        host = host_of(client, restore=self.SNAPSHOT)
+        run(host.connect())
+        assert client.log == [("restore", {"id": "x"}), ("connect",)]
+        assert host.restored == self.SNAPSHOT
+
+    def test_it_may_be_async(self):
+        client = Resumable()
+
+        async def restore(value):
+            await asyncio.sleep(0)
+            client.log.append("restored")
+
+        client.on["restore"] = restore
+        run(host_of(client, restore=self.SNAPSHOT).connect())
+        assert client.log[1:] == ["restored", ("connect",)]
+
+    def test_without_a_snapshot_it_is_not_asked_for(self):
+        client = Resumable()
+        host = host_of(client)
+        run(host.connect())
+        assert client.log == [("connect",)]
+        assert host.restored == b""
+
+    def test_a_client_that_refuses_does_not_connect(self):
+        error = ClientConnectError("gone")
+        client = Resumable(restore=error)
+        with pytest.raises(ClientConnectError) as raised:
+            run(host_of(client, restore=self.SNAPSHOT).connect())
+        assert raised.value is error
+        assert ("connect",) not in client.log
+
+    @pytest.mark.parametrize("how", ["raises", "has none", "is garbage"])
+    def test_whatever_goes_wrong_is_a_typed_error_and_no_blank_start(self, how):
+        client = Resumable(restore=KeyError("id") if how == "raises" else None)
+        if how == "has none":
+            client.restore = None
+        data = b"\xc1" if how == "is garbage" else self.SNAPSHOT
+        with pytest.raises(SoloistError):
+            run(host_of(client, restore=data).connect())
+        assert ("connect",) not in client.log
+
+
+class TestCommand:
+    def test_it_calls_the_method(self):
+        client = Resumable()
+        run(host_of(client).command("set_model", ["m"]))
+        assert client.log == [("set_model", "m")]
+
+    def test_which_may_be_async(self):
+        called = []
+
+        async def set_model(model):
+            await asyncio.sleep(0)
+            called.append(model)
+
+        run(host_of(Resumable(set_model=set_model)).command("set_model", [None]))
+        assert called == [None]
+
+    @pytest.mark.parametrize("name", ["set_permission_mode", "disconnect", "nothing", "__init__"])
+    def test_what_the_client_has_not_or_is_none_is_refused(self, name):
+        client = Resumable()
+        with pytest.raises(InvalidOptions, match=name):
+            run(host_of(client).command(name, []))
+        assert client.log == []
+
+    @pytest.mark.parametrize("error", [ClientError("no"), RateLimited("slow")])
+    def test_a_typed_error_is_passed_on(self, error):
+        with pytest.raises(ClientError) as raised:
+            run(host_of(Resumable(set_model=error)).command("set_model", ["m"]))
+        assert raised.value is error
+
+    @pytest.mark.parametrize("error", [ValueError("no"), SystemExit(1), asyncio.CancelledError()])
+    def test_anything_else_is_the_clients(self, error):
+        with pytest.raises(ClientError, match=type(error).__name__):
+            run(host_of(Resumable(set_model=error)).command("set_model", ["m"]))
+
+    @pytest.mark.parametrize("arguments", [["a", "b", "c"], 5, None])
+    def test_arguments_that_do_not_fit_are_an_error(self, arguments):
+        with pytest.raises(ClientError, match="TypeError"):
+            run(host_of(Resumable()).command("set_model", arguments))
+
+    def test_being_stopped_amid_it_is_no_error_of_the_client(self):
+        host = host_of(Resumable(set_model=hang))
+        assert stopped_amid(lambda: host.command("set_model", ["m"])) is True
+
+
+class TestControl:
+    @pytest.mark.parametrize("has_control", [True, False])
+    def test_the_client_hears_of_it_before_it_connects(self, has_control):
+        client = Resumable()
+        run(host_of(client, has_control=has_control).connect())
+        assert client.log == [("use_control",)] * has_control + [("connect",)]
+
+    def test_one_that_knows_nothing_of_it_is_left_alone(self):
+        client = Resumable()
+        client.use_control = None
+        run(host_of(client, has_control=True).connect())
+
+    def test_one_that_raises_cannot_be_built(self):
+        with pytest.raises(ClientConnectError, match="be built"):
+            host_of(Resumable(use_control=ValueError("no")), has_control=True)
 
 
 class TestDisconnect:

@@ -10,7 +10,16 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from soloist.protocol import codec
 from soloist.protocol.errors import ClientConnectError, ClientError, to_info
 from soloist.protocol.ledger import NO_LEASE, record
-from soloist.protocol.messages import Answer, Broken, Failure, Lease, Loaded, Ready, Run
+from soloist.protocol.messages import (
+    Answer,
+    Broken,
+    Failure,
+    Lease,
+    Loaded,
+    Ready,
+    Run,
+    Snapshot,
+)
 from soloist.supervisor import ledger as supervisor_ledger
 from soloist.worker import ledger as worker_ledger
 from soloist.worker.ledger import Claims, Ledger
@@ -288,6 +297,49 @@ class TestWordsOfTheWorker:
         read = pair.supervisor.read()
         assert read[-1] == BROKEN
         assert read[:-1] == ([] if acked == 2 else outcomes)
+
+
+class TestSnapshots:
+    """They belong to a lease and come before its outcome, or before the first lease."""
+
+    def say(self, pair, lease, data=b"state", acked=0):
+        snapshot = Snapshot(lease, data)
+        pair.ledger.append(lease, codec.encode(snapshot), acked=acked)
+        return snapshot
+
+    def test_one_of_the_beginning_is_read_until_the_first_outcome(self, pair):
+        pair.ledger.append(NO_LEASE, codec.encode(LOADED), acked=0)
+        snapshot = self.say(pair, NO_LEASE)
+        assert pair.supervisor.read()[-1] == snapshot
+        first = pair.append(1)
+        assert pair.supervisor.read() == [first]
+
+    def test_one_of_a_turn_is_read_with_its_outcome(self, pair):
+        self.say(pair, NO_LEASE)
+        snapshot = self.say(pair, 1)
+        assert pair.supervisor.read() == [snapshot], "the worker may die here"
+        first = pair.append(1)
+        assert pair.supervisor.read() == [snapshot, first]
+
+    def test_one_that_did_not_change_leaves_its_outcome_alone(self, pair):
+        self.say(pair, 1)
+        pair.append(1)
+        second = pair.append(2, acked=1)
+        assert pair.supervisor.read() == [second]
+
+    @pytest.mark.parametrize("size", [0, 5, 500])
+    def test_a_stale_one_is_never_read_after_overwriting(self, pair, size):
+        for lease in range(1, 20):
+            snapshot = self.say(pair, lease, b"%d" % lease + b"x" * (size * (lease % 3)), lease - 1)
+            assert pair.supervisor.read() == [snapshot]
+            outcome = pair.append(lease, "y" * (size * (lease % 2)), acked=lease - 1)
+            assert pair.supervisor.read() == [snapshot, outcome]
+
+    def test_what_is_not_acknowledged_is_kept_with_them(self, pair):
+        messages = []
+        for lease in (1, 2, 3):
+            messages += [self.say(pair, lease), pair.append(lease)]
+        assert pair.supervisor.read() == messages
 
 
 def test_both_sides_let_go_of_everything(pair):

@@ -12,8 +12,10 @@ from soloist.protocol.content import AssistantMessage, ResultMessage, TextBlock
 from soloist.protocol.errors import (
     ClientConnectError,
     ClientError,
+    InvalidOptions,
     LocalProtocolError,
     PayloadTooLarge,
+    RemoteProtocolError,
     RequestCancelled,
     ResultNotSerializable,
     from_info,
@@ -21,17 +23,23 @@ from soloist.protocol.errors import (
 from soloist.protocol.messages import (
     Answer,
     Broken,
+    Command,
+    Control,
+    ControlReply,
+    Done,
     Failure,
     Interrupt,
     Lease,
     Loaded,
     Ready,
+    Refused,
     Run,
+    Snapshot,
     Stop,
     Streamed,
 )
 from soloist.supervisor import ledger as supervisor_ledger
-from soloist.worker import loop
+from soloist.worker import control, loop
 from soloist.worker.host import Host
 from soloist.worker.ledger import Claims, Ledger
 
@@ -246,22 +254,62 @@ class TestDesk:
 
     @pytest.mark.parametrize(
         "message",
-        [Loaded(1, 4711, True), Broken(False, codec.decode(codec.encode(
+        [Loaded(1, 4711, True), Snapshot(0, b"state"), Broken(False, codec.decode(codec.encode(
             Failure(1, 0.0, loop.to_info(ClientError("no"))))).error)],
-        ids=["loaded", "broken"],
+        ids=["loaded", "snapshot", "broken"],
     )  # fmt: skip
     def test_what_it_announces_outlives_the_process(self, office, message):
         office.desk.announce(message)
         assert office.channel.sent == [message]
         assert office.shared.read() == [message]
 
+    def test_a_snapshot_goes_out_with_the_outcome_of_its_turn(self, office):
+        self.claim(office, "a")
+        office.claims.claim()
+        office.desk.announce(Snapshot(1, b"state"))
+        assert office.channel.sent == []
+        assert office.shared.read() == [Snapshot(1, b"state")]
+        self.reply(office, 1)
+        assert office.channel.sends == [2]
+        assert [type(m) for m in office.channel.sent] == [Snapshot, Answer]
+        assert office.shared.read() == office.channel.sent
 
-def serve_sync(office, call, *steps):
+    def test_a_large_one_goes_before_it(self, office):
+        """Together they could be more than the supervisor's socket takes."""
+        self.claim(office, "a")
+        office.claims.claim()
+        office.desk.announce(Snapshot(1, b"x" * loop.FLUSH_BYTES))
+        self.reply(office, 1)
+        assert office.channel.sends == [1, 1]
+
+
+def serve_sync(office, call, *steps, is_session=False):
     """Run the sync loop over what the supervisor says, then stop it."""
     for step in steps:
         office.channel.then.append(step if callable(step) else lambda m=step: office.channel.put(m))
     office.channel.then.append(lambda: office.channel.put(Stop()))
-    loop.run_sync(office.desk, call)
+    loop.run_sync(office.desk, call, is_session=is_session)
+
+
+class TestSyncSession:
+    def test_it_can_be_continued_by_any_other(self, office):
+        serve_sync(office, str.upper, office.run("a"), is_session=True)
+        first, ready, answer = office.channel.sent
+        assert (first.lease, codec.decode_value(first.data)) == (0, {})
+        assert ready == Ready()
+        assert answer.text == "A"
+
+    def test_it_takes_no_commands(self, office):
+        command = Command(7, "set_model", codec.encode_value(["m"]))
+        serve_sync(office, str.upper, command, office.run("a"), is_session=True)
+        (refused,) = [m for m in office.channel.sent if isinstance(m, Refused)]
+        assert refused.number == 7
+        assert isinstance(from_info(refused.error), InvalidOptions)
+        assert office.texts == ["A"]
+
+    def test_in_the_pool_nothing_is_said_of_that(self, office):
+        serve_sync(office, str.upper, office.run("a"))
+        assert not [m for m in office.channel.sent if isinstance(m, Snapshot)]
 
 
 class TestSync:
@@ -417,15 +465,23 @@ class Client:
         self.log.append("disconnect")
 
 
-def serve(office, scene, **client_methods):
+def serve(
+    office, scene, *, is_session=False, restored=b"", control_timeout_s=5.0, **client_methods
+):
     """Run the async loop beside the supervisor's scene; whether its end was in order."""
 
     async def both():
         client = Client(office)
         for name, method in client_methods.items():
             setattr(client, name, method)
-        host = Host(lambda: client, isolation="prompt")
-        worker = asyncio.ensure_future(loop.run_async(office.desk, host))
+        host = Host(
+            lambda: client, isolation="worker" if is_session else "prompt", restore=restored
+        )
+        worker = asyncio.ensure_future(
+            loop.run_async(
+                office.desk, host, is_session=is_session, control_timeout_s=control_timeout_s
+            )
+        )
         supervisor = asyncio.ensure_future(scene(client))
         async with asyncio.timeout(LIMIT_S):
             await asyncio.wait({worker, supervisor}, return_when=asyncio.FIRST_EXCEPTION)
@@ -686,7 +742,378 @@ class TestAsync:
         assert max(streamed) <= 1000
 
     def test_a_message_that_no_worker_gets_is_a_defect_that_shows(self, office):
-        worker = loop._AsyncLoop(office.desk, None)
+        host = Host(lambda: Client(office), isolation="prompt")
+        worker = loop._AsyncLoop(office.desk, host)
         office.channel.inbox.append(Ready())
         with pytest.raises(LocalProtocolError, match="gets no Ready"):
             worker._drain()
+
+
+class Conversation:
+    """A client's own state, as its ``snapshot`` and ``restore`` show it."""
+
+    def __init__(self, value=None):
+        self.value = value
+        self.log = []
+
+    def snapshot(self):
+        self.log.append("snapshot")
+        return self.value
+
+    def restore(self, value):
+        self.log.append(f"restore {value}")
+        self.value = value
+
+    async def connect(self):
+        self.log.append("connect")
+
+    @property
+    def methods(self):
+        return {"snapshot": self.snapshot, "restore": self.restore, "connect": self.connect}
+
+
+class TestSnapshots:
+    def converse(self, office, *values, prompts="abc", begin=None, restored=b"", **methods):
+        """A session of one turn for each value, which is the client's state after it."""
+        conversation = Conversation(begin)
+
+        async def scene(client):
+            news = News(office)
+            turns = iter(values)
+
+            def on_query(prompt):
+                conversation.value = next(turns)
+
+            client.on_query = on_query
+            for i, prompt in enumerate(prompts[: len(values)], 1):
+                office.channel.put(office.run(prompt, acked=i - 1))
+                await news.outcomes(i)
+            office.channel.put(Stop())
+
+        self.is_well, _ = serve(
+            office,
+            scene,
+            is_session=True,
+            restored=restored and codec.encode_value(restored),
+            **{**conversation.methods, **methods},
+        )
+        return conversation
+
+    def sent(self, office):
+        """What went out: snapshots by their values, the rest by its kind."""
+        return [
+            (m.lease, codec.decode_value(m.data) if m.data else None)
+            if isinstance(m, Snapshot)
+            else type(m).__name__
+            for m in office.channel.sent
+        ]
+
+    def test_one_comes_after_connecting_and_one_before_each_outcome(self, office):
+        conversation = self.converse(office, 1, 2, begin=0)
+        assert self.sent(office) == [(0, 0), "Ready", (1, 1), "Answer", (2, 2), "Answer"]
+        assert conversation.log == ["connect", "snapshot", "snapshot", "snapshot"]
+
+    def test_it_is_in_the_ledger_before_the_outcome(self, office):
+        seen = []
+        office.channel.on_sent = None
+        real = office.desk.reply
+        office.desk.reply = lambda outcome: seen.append(office.shared.read()) or real(outcome)
+        self.converse(office, 1, begin=0)
+        ((snapshot,),) = seen
+        assert snapshot == Snapshot(1, codec.encode_value(1))
+        assert office.shared.read() == [snapshot, *office.outcomes]
+
+    def test_one_that_is_as_before_is_not_sent_again(self, office):
+        self.converse(office, 7, 7, 8, begin=7)
+        assert self.sent(office) == [(0, 7), "Ready", "Answer", "Answer", (3, 8), "Answer"]
+
+    def test_a_client_that_can_give_none_sends_none(self, office):
+        self.converse(office, None, None)
+        assert self.sent(office) == ["Ready", "Answer", "Answer"]
+
+    def test_one_that_can_be_continued_no_more_is_told(self, office):
+        self.converse(office, None, begin=7)
+        assert self.sent(office) == [(0, 7), "Ready", (1, None), "Answer"]
+
+    def test_a_turn_that_failed_has_one_too(self, office):
+        async def answer():
+            raise ClientError("no")
+            yield
+
+        self.converse(office, 1, begin=0, receive_response=answer)
+        assert self.sent(office) == [(0, 0), "Ready", (1, 1), "Failure"]
+        assert self.is_well
+
+    def test_restoring_comes_first_and_what_was_restored_is_not_sent_back(self, office):
+        conversation = self.converse(office, "old", "new", restored="old")
+        assert conversation.log[:3] == ["restore old", "connect", "snapshot"]
+        assert self.sent(office) == ["Ready", "Answer", (2, "new"), "Answer"]
+
+    def test_what_was_restored_holds_until_the_first_turn(self, office):
+        """A client may know itself only after a turn; nothing was said that could be lost."""
+        self.converse(office, None, None, restored="old", snapshot=lambda: None)
+        assert self.sent(office) == ["Ready", (1, None), "Answer", "Answer"]
+
+    def test_one_that_cannot_be_restored_is_broken(self, office):
+        def restore(value):
+            raise ClientConnectError("gone")
+
+        conversation = Conversation()
+
+        async def scene(client):
+            pass
+
+        is_well, _ = serve(
+            office,
+            scene,
+            is_session=True,
+            restored=codec.encode_value("old"),
+            **{**conversation.methods, "restore": restore},
+        )
+        assert is_well is False
+        (broken,) = office.channel.sent
+        assert str(from_info(broken.error)) == "gone"
+        assert conversation.log == []
+
+    def test_one_that_is_too_large_is_none(self, strict, caplog):
+        """The supervisor's socket would close the connection on it, and the answer be lost."""
+        self.converse(strict, "x" * 2000, begin="small")
+        assert self.sent(strict) == [(0, "small"), "Ready", (1, None), "Answer"]
+        assert "max_payload_bytes" in caplog.text
+
+    def test_workers_of_the_pool_are_not_asked(self, office):
+        conversation = Conversation(7)
+
+        async def scene(client):
+            news = News(office)
+            office.channel.put(office.run("a"))
+            await news.outcomes(1)
+            office.channel.put(Stop())
+
+        serve(office, scene, **conversation.methods)
+        assert self.sent(office) == ["Ready", "Answer"]
+        assert conversation.log == ["connect"]
+
+    def test_stop_amid_one_ends_it_in_order(self, office):
+        begun = asyncio.Event()
+
+        async def snapshot():
+            begun.set()
+            await asyncio.Event().wait()
+
+        async def scene(client):
+            await begun.wait()
+            office.channel.put(Stop())
+
+        is_well, _ = serve(
+            office, scene, is_session=True, snapshot=snapshot, restore=lambda value: None
+        )
+        assert is_well is True
+        assert office.channel.sent == []
+
+
+class TestSessions:
+    def test_one_conversation_goes_on_from_prompt_to_prompt(self, office):
+        async def scene(client):
+            news = News(office)
+            office.channel.put(office.run("a"))
+            await news.outcomes(1)
+            office.channel.put(office.run("b"))
+            await news.outcomes(2)
+            office.channel.put(Stop())
+
+        _, client = serve(office, scene, is_session=True)
+        assert client.log == ["connect", "a", "b", "disconnect"]
+
+    def test_a_client_that_died_ends_the_worker(self, office):
+        """A new client would answer from a blank state."""
+        conversation = Conversation("before")
+
+        async def scene(client):
+            news = News(office)
+
+            def fail(prompt):
+                conversation.value = "who knows"
+                raise KeyError(prompt)
+
+            client.on_query = fail
+            office.channel.put(office.run("a"), office.run("b"))
+            await news.outcomes(1)
+
+        is_well, client = serve(office, scene, is_session=True, **conversation.methods)
+        assert is_well is False
+        (failure,) = office.texts
+        assert failure.type_name == "KeyError"
+        snapshots = [m for m in office.channel.sent if isinstance(m, Snapshot)]
+        assert [m.lease for m in snapshots] == [0], "what is spoilt is not to be continued"
+        assert office.shared.take_back() == [2], "the other one never started"
+        assert client.log == ["a", "disconnect"]
+
+    def test_its_last_words_are_sent_before_it_ends(self, office, clock):
+        office.desk._flushed = clock.now
+
+        async def scene(client):
+            news = News(office)
+            client.on_query = lambda prompt: 1 / 0
+            office.channel.put(office.run("a"), office.run("b"))
+            await news.outcomes(1)
+
+        serve(office, scene, is_session=True)
+        assert len(office.outcomes) == 1
+
+    def test_an_interrupted_turn_leaves_the_conversation(self, office):
+        async def scene(client):
+            news = News(office)
+            client.gates["a"] = asyncio.Event()
+            office.channel.put(office.run("a"))
+            await client.begun["a"].wait()
+            office.channel.put(Interrupt(1))
+            await news.outcomes(1)
+            office.channel.put(office.run("b"))
+            await news.outcomes(2)
+            office.channel.put(Stop())
+
+        is_well, client = serve(office, scene, is_session=True)
+        assert is_well is True
+        assert office.texts[1] == "b"
+        assert client.log.count("connect") == 1
+
+
+class TestCommands:
+    def command(self, number, *arguments, name="set_model"):
+        return Command(number, name, codec.encode_value(list(arguments)))
+
+    def replies(self, office):
+        return [m for m in office.channel.sent if isinstance(m, Done | Refused)]
+
+    def serve(self, office, *commands, **methods):
+        async def scene(client):
+            news = News(office)
+            office.channel.put(*commands)
+            await news.until(lambda: len(self.replies(office)) == len(commands))
+            office.channel.put(Stop())
+
+        is_well, _ = serve(office, scene, is_session=True, **methods)
+        assert is_well is True
+        return self.replies(office)
+
+    def test_one_that_is_carried_out_is_done(self, office):
+        called = []
+        replies = self.serve(office, self.command(7, "m"), set_model=called.append)
+        assert replies == [Done(7)]
+        assert called == ["m"]
+
+    def test_they_begin_in_the_order_in_which_they_come(self, office):
+        called = []
+
+        async def set_model(model):
+            called.append(model)
+            await asyncio.sleep(0)
+
+        commands = [self.command(i, i) for i in range(1, 6)]
+        replies = self.serve(office, *commands, set_model=set_model)
+        assert called == [1, 2, 3, 4, 5]
+        assert {reply.number for reply in replies} == {1, 2, 3, 4, 5}
+
+    @pytest.mark.parametrize(
+        ("data", "kind"),
+        [(codec.encode_value(["m"]), InvalidOptions), (b"\xc1", RemoteProtocolError)],
+        ids=["no such method", "garbage"],
+    )
+    def test_one_that_cannot_be_carried_out_is_refused(self, office, data, kind):
+        (refused,) = self.serve(office, Command(7, "set_model", data))
+        assert refused.number == 7
+        assert type(from_info(refused.error)) is kind
+
+    def test_one_that_raises_is_refused_and_the_worker_goes_on(self, office):
+        def set_model(model):
+            raise ValueError(model)
+
+        first, second = self.serve(
+            office, self.command(1, "a"), self.command(2, "b"), set_model=set_model
+        )
+        assert isinstance(from_info(first.error), ClientError)
+        assert isinstance(second, Refused)
+
+    def test_they_come_amid_a_turn(self, office):
+        called = []
+
+        async def scene(client):
+            news = News(office)
+            client.gates["a"] = asyncio.Event()
+            office.channel.put(office.run("a"))
+            await client.begun["a"].wait()
+            office.channel.put(self.command(7, "m"))
+            await news.until(lambda: self.replies(office))
+            assert office.outcomes == []
+            client.gates["a"].set()
+            await news.outcomes(1)
+            office.channel.put(Stop())
+
+        serve(office, scene, is_session=True, set_model=called.append)
+        assert called == ["m"]
+        assert office.texts == ["a"]
+
+    def test_one_that_hangs_does_not_hold_up_the_end(self, office):
+        begun = asyncio.Event()
+
+        async def set_model(model):
+            begun.set()
+            await asyncio.Event().wait()
+
+        async def scene(client):
+            office.channel.put(self.command(7, "m"))
+            await begun.wait()
+            office.channel.put(Stop())
+
+        is_well, _ = serve(office, scene, is_session=True, set_model=set_model)
+        assert is_well is True
+
+
+class TestQuestions:
+    def ask(self, office, data, reply=None, control_timeout_s=5.0):
+        """A turn that asks its caller; gives what it got."""
+        got = []
+
+        async def receive_response():
+            try:
+                got.append(await control.ask_caller("echo", data))
+            except Exception as error:
+                got.append(error)
+            yield ResultMessage("success", 1, 0, False, 1, "s", result="end")
+
+        async def scene(client):
+            news = News(office)
+            office.channel.put(office.run("a"))
+            if reply is not None:
+                await news.until(lambda: self.questions(office))
+                office.channel.put(ControlReply(self.questions(office)[0].number, reply))
+            await news.outcomes(1)
+            office.channel.put(Stop())
+
+        serve(
+            office,
+            scene,
+            is_session=True,
+            control_timeout_s=control_timeout_s,
+            receive_response=receive_response,
+        )
+        return got[0]
+
+    def questions(self, office):
+        return [m for m in office.channel.sent if isinstance(m, Control)]
+
+    def test_they_go_to_the_caller_and_the_answer_comes_back(self, office):
+        answer = self.ask(office, {"q": 1}, codec.encode_value({"text": "yes"}))
+        assert answer == {"text": "yes"}
+        (question,) = self.questions(office)
+        assert (question.lease, question.kind) == (1, "echo")
+        assert codec.decode_value(question.data) == {"q": 1}
+
+    def test_one_that_is_too_large_is_refused_here(self, strict):
+        """The supervisor's socket would close the connection on it."""
+        error = self.ask(strict, {"q": "x" * 2000})
+        assert isinstance(error, LocalProtocolError)
+        assert "max_payload_bytes" in str(error)
+        assert self.questions(strict) == []
+        assert strict.texts == ["end"]
