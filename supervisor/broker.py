@@ -148,7 +148,7 @@ class Broker:
         request.order = next(self._order)
         self._idle_at = math.inf
         if self.refusal is not None:
-            return [self._settle(request, _again(self.refusal))]
+            return [self._settle(request, again(self.refusal))]
         if self._is_full():
             return [self._settle(request, QueueFull(self._full_text()))]
         self._deadlines.add(request)
@@ -183,7 +183,7 @@ class Broker:
             SoloistError: the session is over.
         """
         if self.refusal is not None:
-            raise _again(self.refusal)
+            raise again(self.refusal)
         tell = Tell(self.number, call, name, arguments)
         if self.state is SessionState.STARTING:
             self._untold.append(tell)
@@ -509,7 +509,7 @@ class Broker:
 
     def _end(self, error: SoloistError) -> list[Action]:
         """It could not even begin: everybody is told why, and the session is over."""
-        self.refusal = _again(error)
+        self.refusal = again(error)
         self.refusal.started = False
         self._advance(SessionEvent.CLOSE)
         return self._fail_queue(self.refusal)
@@ -520,7 +520,7 @@ class Broker:
         assert refusal is not None
         actions = self._fail_queue(refusal)
         for request in self._running():
-            error = _again(refusal)
+            error = again(refusal)
             error.started = None
             actions += self.cancel(request, now, error)
         return actions
@@ -532,7 +532,7 @@ class Broker:
         if error is None:
             assert not waiting
             return []
-        return [self._settle(request, _again(error)) for request in waiting]
+        return [self._settle(request, again(error)) for request in waiting]
 
     def _settle(self, request: Request, outcome: Outcome) -> Settle:
         self.outstanding -= 1
@@ -557,7 +557,7 @@ class Broker:
         self._deadlines.sweep(self.outstanding)
 
 
-def _again(error: SoloistError) -> SoloistError:
+def again(error: SoloistError) -> SoloistError:
     """The same error as an object of its own, as each caller may raise it."""
     copy = from_info(to_info(error))
     copy.__cause__ = error.__cause__

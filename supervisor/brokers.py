@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from soloist.protocol.errors import InvalidOptions, QueueFull, SessionClosed, SupervisorClosed
 from soloist.protocol.transitions import SessionState
-from soloist.supervisor.broker import Broker
+from soloist.supervisor.broker import Broker, again
 from soloist.supervisor.crew import Action, Ended
 from soloist.supervisor.front import Front
 from soloist.supervisor.rate import Limiter
@@ -223,7 +223,9 @@ class Brokers:
             self._touched.pop(number, None)
             if number in self._brokers:
                 self._set_timer(number, broker)
-                self._tell_starting(number, broker)
+                is_unwanted = not self._tell_starting(number, broker)
+                if is_unwanted and broker.state is SessionState.LOST:
+                    self._execute(broker.close(now, drain=False))
 
     def next_deadline(self) -> float:
         """When ``decide`` wants to be called if nothing happens; may be never."""
@@ -309,15 +311,17 @@ class Brokers:
             self._timers = [(due, next(self._count), number) for due, number in live]
             heapq.heapify(self._timers)
 
-    def _tell_starting(self, number: int, broker: Broker) -> None:
+    def _tell_starting(self, number: int, broker: Broker) -> bool:
+        """Tell who opened it how that went; ``False`` if it went wrong, so that he has no use."""
         ready = self._starting.get(number)
         if ready is None or (broker.refusal is None and broker.state is SessionState.STARTING):
-            return
+            return True
         del self._starting[number]
         if broker.refusal is None:
             ready.set_result(None)
-        else:
-            ready.set_exception(broker.refusal)
+            return True
+        ready.set_exception(again(broker.refusal))
+        return False
 
     def _stats(self, broker: Broker) -> SessionStats:
         return SessionStats(

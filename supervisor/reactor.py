@@ -277,6 +277,8 @@ class Reactor:
         answer: Future[_T] = Future()
 
         def run() -> None:
+            if not answer.set_running_or_notify_cancel():
+                return
             if self.is_closed.is_set():
                 answer.set_exception(SupervisorClosed("the Supervisor is closed", started=False))
                 return

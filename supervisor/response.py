@@ -112,6 +112,8 @@ class Response(Iterator[Message]):
         """What comes after the stream: nothing, the error, or what was not streamed."""
         outcome = self.request.outcome
         self._owner = None
+        # An error that is raised refers to this reader: held by the finalizer, it would stay.
+        self._dropped.detach()
         if self._is_closed:
             return
         if isinstance(outcome, SoloistError):

@@ -1791,7 +1791,7 @@ class BrokerWalk(RuleBasedStateMachine):
 
 TestBrokerWalk = BrokerWalk.TestCase
 TestBrokerWalk.settings = settings(
-    max_examples=200,
+    max_examples=150,
     stateful_step_count=50,
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],

@@ -10,6 +10,7 @@ from soloist.protocol.errors import (
     InvalidOptions,
     QueueFull,
     RequestCancelled,
+    RestartLimitReached,
     SessionClosed,
     SessionLost,
     SupervisorClosed,
@@ -254,6 +255,26 @@ class TestOpening:
             assert not ready.done()
             world.exit(number, 1)
         assert "exited with code 1" in str(ready.exception(0))
+        assert world.is_clean(), "nobody has any use for it"
+
+    def test_the_openers_error_is_its_own(self):
+        """It is raised there: what its traceback holds must not live as long as the session."""
+        world = World()
+        ready = Future()
+        number = world.open(ready=ready)
+        world.decide()
+        broker = world.brokers.touch(number)
+        world.execute(broker.broken(number, ClientNotFound("no CLI")))
+        world.decide()
+        assert ready.exception(0) is not broker.refusal
+
+    def test_a_named_one_that_dies_again_and_again_stays_for_those_who_ask(self):
+        world = World()
+        number = world.open("talk")
+        for _ in range(3):
+            world.decide(10.0)
+            world.exit(number, 1)
+        assert type(world.submit(number).outcome) is RestartLimitReached
 
     @pytest.mark.parametrize("has_worker", [True, False])
     @pytest.mark.parametrize("how", ["close", "end of the Supervisor"])

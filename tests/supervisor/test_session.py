@@ -375,6 +375,22 @@ class TestResponse:
         responses[2].close()
         assert alive() is None
 
+    def test_nothing_is_left_of_those_that_failed(self, world):
+        """A raised error leads to the reader; nothing for ever may lead to the error."""
+        before = len(weakref.finalize._registry)
+        readers = []
+        for _ in range(20):
+            response = world.ask()
+            readers.append(weakref.ref(response))
+            world.reactor.end(ClientError("no"))
+            with pytest.raises(ClientError):
+                next(response)
+        del response
+        world.reactor.requests.clear()
+        gc.collect()
+        assert len(weakref.finalize._registry) == before
+        assert [reader() for reader in readers] == [None] * 20
+
     def test_nothing_is_left_of_those_that_were_read(self, world):
         before = len(weakref.finalize._registry)
         for i in range(200):
@@ -700,6 +716,10 @@ class TestEnd:
             world.reactor.answer()
             for _ in session.receive_response():
                 pass
+            session.query("b")
+            world.reactor.end(ClientError("no"))
+            with pytest.raises(ClientError):
+                list(session.receive_response())
             del session
         world.reactor.requests.clear()
         gc.collect()
