@@ -30,7 +30,8 @@ LINGER_MS = 500
 _SPARE_SOCKETS = 64  # a closed socket keeps its place until a thread of zmq's has let go of it
 _BACKLOG = 1024
 _POLLIN = int(zmq.POLLIN)
-_MORE = zmq.SNDMORE | zmq.NOBLOCK
+_NOBLOCK = int(zmq.NOBLOCK)
+_MORE = int(zmq.SNDMORE) | _NOBLOCK
 _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
@@ -112,7 +113,7 @@ class BrokerChannel:
         """
         if not self.has_input():  # cheaper than to try: it keeps the interpreter's lock
             return None
-        return public.read(self._socket.recv_multipart(zmq.NOBLOCK))
+        return public.read(self._socket.recv_multipart(_NOBLOCK))
 
     def send(self, envelope: public.Envelope, data: bytes) -> bool:
         """Queue a message; ``False`` if the peer is gone, or lets more wait than it may."""
@@ -121,7 +122,7 @@ class BrokerChannel:
             # Either the first frame is refused or none is.
             for frame in envelope:
                 self._socket.send(frame, _MORE)
-            self._socket.send(data, zmq.NOBLOCK)
+            self._socket.send(data, _NOBLOCK)
         except zmq.ZMQError:
             return False
         return True

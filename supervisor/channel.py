@@ -20,7 +20,8 @@ from soloist.protocol.errors import RemoteProtocolError
 from soloist.protocol.messages import WireMessage
 
 _IDENTITY = struct.Struct(">BII")
-_POLLIN = int(zmq.POLLIN)
+_POLLIN, _NOBLOCK = int(zmq.POLLIN), int(zmq.NOBLOCK)
+_MORE = int(zmq.SNDMORE) | _NOBLOCK
 _MARK = 1  # ZeroMQ reserves identities that begin with a zero byte
 
 
@@ -70,12 +71,17 @@ class Channel:
         """
         if not self.has_input():  # cheaper than to try: it keeps the interpreter's lock
             return None
-        sender, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
-        if len(sender) != _IDENTITY.size or len(frames) != 1:
+        # Not recv_multipart: what is expected has two frames, and each question takes time.
+        sender, frame = self._socket.recv(_NOBLOCK), self._socket.recv(_NOBLOCK)
+        is_foreign = len(sender) != _IDENTITY.size
+        while self._socket.getsockopt(zmq.RCVMORE):
+            self._socket.recv(_NOBLOCK)
+            is_foreign = True
+        if is_foreign:
             return 0, -1, []  # from no worker of ours
         _, number, incarnation = _IDENTITY.unpack(sender)
         try:
-            return number, incarnation, codec.decode_batch(frames[0])
+            return number, incarnation, codec.decode_batch(frame)
         except RemoteProtocolError as error:
             return number, incarnation, [error]
 
@@ -83,9 +89,8 @@ class Channel:
         """Queue a message for a worker; ``False`` if that worker is gone or takes nothing."""
         self._is_dry = False  # the descriptor may just have been robbed of its edge
         try:
-            self._socket.send_multipart(
-                (identity(number, incarnation), codec.encode(message)), zmq.NOBLOCK
-            )
+            self._socket.send(identity(number, incarnation), _MORE)
+            self._socket.send(codec.encode(message), _NOBLOCK)
         except (zmq.Again, zmq.ZMQError):
             return False
         return True

@@ -434,10 +434,16 @@ class Pool:
         self._file(worker, is_full=size >= MAX_BATCH_BYTES)
 
     def _share(self, runs: dict[int, list[Lease]], now: float) -> None:
-        """Give each busy worker with room its share of the queue, as far as its room goes."""
+        """Give each busy worker with room its share of the queue, as far as its room goes.
+
+        One that has been silent for long gets nothing: ``_inspect`` would take it back at once.
+        """
         roomy = list(self._roomy.values())
         for left, worker in zip(range(len(roomy), 0, -1), roomy, strict=True):
-            if share := -(-self._queued // left):
+            if worker.head_since + INSPECT_AFTER_S <= now:
+                worker.inspected = worker.leases[0].lease
+                self._file(worker)
+            elif share := -(-self._queued // left):
                 self._lease(worker, min(share, self._depth + 1 - len(worker.leases)), runs, now)
 
     def _spawn(self, now: float) -> list[Action]:

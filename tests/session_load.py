@@ -24,6 +24,8 @@ from soloist.protocol.errors import SoloistError
 from tests.support import ROOT, environment
 
 PATIENCE_MS = 60_000
+SHOWN = 80
+"""Characters of a prompt that are kept, so that the load's own memory does not grow with it."""
 BUFFER_BYTES = 4096
 """What a rude load's Supervisor should hold back for a reader (``stream_buffer_bytes``)."""
 
@@ -72,16 +74,17 @@ def _ask(session, number, requests, seed, outcomes):
     for i in range(requests):
         manner = _manner(chance, seed)
         timeout_s = chance.random() * 0.05 if manner == "timeout" else None
-        outcome = Outcome(number, _prompt(chance, number, i, manner))
+        prompt = _prompt(chance, number, i, manner)
+        outcome = Outcome(number, prompt[:SHOWN])
         outcomes.append(outcome)
-        response = session.query_and_receive(outcome.prompt, timeout_s=timeout_s)
+        response = session.query_and_receive(prompt, timeout_s=timeout_s)
         pieces = ""
         try:
             for count, message in enumerate(response):
                 if isinstance(message, StreamEvent):
                     pieces += message.event["delta"]["text"]
                 if isinstance(message, ResultMessage):
-                    outcome.text, outcome.num_turns = message.result, message.num_turns
+                    outcome.text, outcome.num_turns = message.result[:SHOWN], message.num_turns
                 if manner in {"close", "stop"} and count == 1:
                     break
         except SoloistError as error:
@@ -93,7 +96,7 @@ def _ask(session, number, requests, seed, outcomes):
         elif manner == "stop":
             kept = [*kept[-2:], response]  # nobody reads it, and nobody closes it yet
         outcome.order = response.request.order
-        if not outcome.prompt.startswith(pieces):
+        if not prompt.startswith(pieces):
             outcome.foreign = pieces
 
 
@@ -118,19 +121,20 @@ def _peer(endpoint, number, requests, seed, outcomes):
     socket.connect(endpoint)
     for i in range(requests):
         manner = _manner(chance, seed)
-        outcome = Outcome(number, _prompt(chance, number, i, manner))
+        prompt = _prompt(chance, number, i, manner)
+        outcome = Outcome(number, prompt[:SHOWN])
         outcomes.append(outcome)
-        query = {"v": 1, "type": "QUERY", "id": uuid.uuid4().bytes, "prompt": outcome.prompt}
+        query = {"v": 1, "type": "QUERY", "id": uuid.uuid4().bytes, "prompt": prompt}
         query["stream"] = True
         if manner == "timeout":
             query["timeout_ms"] = chance.randrange(50)
         socket.send(msgpack.packb(query))
-        _read(socket, query["id"], manner, outcome)
+        _read(socket, query, manner, outcome)
     socket.close(0)
 
 
-def _read(socket, own, manner, outcome):
-    pieces = ""
+def _read(socket, query, manner, outcome):
+    own, pieces = query["id"], ""
     while True:
         assert socket.poll(PATIENCE_MS), f"no answer to {outcome.prompt}"
         message = msgpack.unpackb(socket.recv())
@@ -145,14 +149,14 @@ def _read(socket, own, manner, outcome):
                 if manner in {"close", "stop"} and message["seq"] == 2:
                     socket.send(msgpack.packb({"v": 1, "type": "CANCEL", "id": own}))
             case "RESULT":
-                outcome.text, outcome.num_turns = message["text"], message["num_turns"]
+                outcome.text, outcome.num_turns = message["text"][:SHOWN], message["num_turns"]
                 outcome.order = message["sequence"]
                 break
             case "ERROR":
                 outcome.kind = message["code"]
                 outcome.order = message.get("sequence") or 0
                 break
-    if not outcome.prompt.startswith(pieces):
+    if not query["prompt"].startswith(pieces):
         outcome.foreign = pieces
 
 

@@ -13,6 +13,7 @@ import zmq
 from soloist.protocol import codec
 from soloist.protocol.messages import WireMessage
 
+_NOBLOCK = int(zmq.NOBLOCK)
 LINGER_MS = 2000
 """How long a worker that exits may wait for its last words to be taken."""
 
@@ -31,6 +32,7 @@ class Channel:
         self._socket.setsockopt(zmq.IDENTITY, identity)
         self._socket.setsockopt(zmq.LINGER, LINGER_MS)
         self._socket.connect(endpoint)
+        self._is_dry = False  # nothing was there at the last look, and nothing has happened since
 
     def __enter__(self) -> Self:
         return self
@@ -52,11 +54,18 @@ class Channel:
         """Wait for the next message."""
         return codec.decode(self._socket.recv())
 
+    def wake(self) -> None:
+        """The descriptor was readable: look again."""
+        self._is_dry = False
+
     def receive_nowait(self) -> WireMessage | None:
         """Take the next message if there is one."""
+        if self._is_dry:
+            return None
         try:
-            return codec.decode(self._socket.recv(zmq.NOBLOCK))
+            return codec.decode(self._socket.recv(_NOBLOCK))
         except zmq.Again:
+            self._is_dry = True
             return None
 
     def send(self, message: WireMessage) -> None:
@@ -65,4 +74,5 @@ class Channel:
 
     def send_encoded(self, messages: list[bytes]) -> None:
         """Send messages that are already encoded, together."""
+        self._is_dry = False  # the descriptor may just have been robbed of its edge
         self._socket.send(codec.join(messages))

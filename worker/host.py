@@ -174,8 +174,10 @@ class Host:
         if not callable(take) or not callable(getattr(self._client, "restore", None)):
             return b""
         try:
-            async with asyncio.timeout(SNAPSHOT_S):
-                value = await _awaited(take())
+            value = take()
+            if inspect.isawaitable(value):
+                async with asyncio.timeout(SNAPSHOT_S):
+                    value = await value
             return b"" if value is None else codec.encode_value(value)
         except BaseException as error:
             if _is_ours(error):

@@ -219,7 +219,7 @@ class _AsyncLoop:
         control.install(self._controls)
         loop = asyncio.get_running_loop()
         descriptor = self._desk.channel.fileno()
-        loop.add_reader(descriptor, self._drain)
+        loop.add_reader(descriptor, self._readable)
         try:
             return await self._race(self._serve())
         finally:
@@ -332,23 +332,34 @@ class _AsyncLoop:
         self._desk.put(codec.encode(message))
         self._flush()
 
+    def _readable(self) -> None:
+        """Take one message in; a turn that begins with it need not wait for the second look."""
+        self._desk.channel.wake()
+        message = self._desk.channel.receive_nowait()
+        if message is not None:
+            self._hear(message)
+            asyncio.get_running_loop().call_soon(self._drain)
+
     def _drain(self) -> None:
         while (message := self._desk.channel.receive_nowait()) is not None:
-            match message:
-                case Run():
-                    self._desk.claims.add(message)
-                    self._news.set()
-                case Interrupt(lease):
-                    if lease == self._running:
-                        self._host.interrupt()
-                    self._unwanted = max(self._unwanted, lease)
-                case Stop():
-                    self._stopped.set()
-                case ControlReply():
-                    self._controls.resolve(message)
-                case Command():
-                    task = asyncio.ensure_future(self._command(message))
-                    self._commands.add(task)
-                    task.add_done_callback(self._commands.discard)
-                case _:
-                    raise LocalProtocolError(f"a worker gets no {type(message).__name__}")
+            self._hear(message)
+
+    def _hear(self, message: WireMessage) -> None:
+        match message:
+            case Run():
+                self._desk.claims.add(message)
+                self._news.set()
+            case Interrupt(lease):
+                if lease == self._running:
+                    self._host.interrupt()
+                self._unwanted = max(self._unwanted, lease)
+            case Stop():
+                self._stopped.set()
+            case ControlReply():
+                self._controls.resolve(message)
+            case Command():
+                task = asyncio.ensure_future(self._command(message))
+                self._commands.add(task)
+                task.add_done_callback(self._commands.discard)
+            case _:
+                raise LocalProtocolError(f"a worker gets no {type(message).__name__}")

@@ -123,7 +123,6 @@ class TestWireForm:
         message = c.from_map(c.to_map(c.AssistantMessage([LoudBlock("x")], "m")))
         assert message == c.AssistantMessage([c.TextBlock("x")], "m")
 
-
     def test_takes_a_class_of_an_older_sdk_that_lacks_a_field(self):
         @dataclasses.dataclass
         class ToolResultBlock:

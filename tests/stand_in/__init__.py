@@ -24,7 +24,7 @@ What follows the words is the text, and the answer unless a word says otherwise.
 ``/spawn``             start a process that calls setsid and ignores SIGTERM; answer: its id
 ``/stderr LINE``       write a word to standard error
 ``/fail STATUS``       end with an API error of that HTTP status; 429 sends a rate_limit_event
-                       first, whose limit resets in 60 s
+                       first, whose limit resets in 2 s
 ``/crash CODE``        send the parts, then exit with that code
 ``/stop``              stop itself with SIGSTOP before answering
 ``/silent``            never answer; interrupts are acknowledged and ignored

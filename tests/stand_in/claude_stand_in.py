@@ -328,7 +328,7 @@ class Turn:
 
     def failed(self, status):
         if status == 429:
-            limit = {"status": "rejected", "resetsAt": int(time.time()) + 60}
+            limit = {"status": "rejected", "resetsAt": int(time.time()) + 2}
             limit["rateLimitType"] = "five_hour"
             self.message({"type": "rate_limit_event", "rate_limit_info": limit})
         text = f"API Error: {status} {self.script['text']}".strip()

@@ -1533,11 +1533,11 @@ class BrokerWalk(RuleBasedStateMachine):
                 self.deadlines[request] = world.now + timeout_s
 
     @precondition(lambda self: not self.world.is_ended and self.alive())
-    @rule(data=st.data(), error=st.none() | st.just(SlowReader("slow")))
-    def cancel(self, data, error):
+    @rule(data=st.data(), is_slow=st.booleans())
+    def cancel(self, data, is_slow):
         request = data.draw(st.sampled_from(self.alive()))
         was_running = request.state is not RequestState.QUEUED
-        self.world.cancel(request, error)
+        self.world.cancel(request, SlowReader("slow") if is_slow else None)
         self.cancelled.add(request)
         assert (self.world.outcome(request) is None) == was_running
 

@@ -635,6 +635,22 @@ class TestSilence:
             worker.answer(FAST_S)
             assert world.tick(INSPECT_AFTER_S * 0.9) == []
 
+    def test_nothing_is_sent_to_wait_behind_it(self):
+        """It would be taken back at once, and sent to the next silent worker, and so on."""
+        world = World(size=3)
+        world.up(3)
+        world.learn(16)
+        world.submit(3)
+        world.decide()
+        for worker in world.workers.values():
+            worker.claim()
+        world.now += INSPECT_AFTER_S
+        (waiting,) = world.submit()
+        assert world.decide() == []
+        world.workers[1].answer(FAST_S)
+        assert sent(world.decide()) == {1: 1}
+        assert waiting.worker == 1
+
     def test_old_news_from_the_ledger_teaches_nothing(self):
         """An Inspect gives everything since the last acknowledgement, mostly known already."""
         world, worker, _ = batch_world(count=1)

@@ -53,6 +53,8 @@ class FakeReactor:
         self.closes = []
         self.commands = []
         self.closing = Future()
+        self.closed = threading.Event()
+        self.orders = []
         self.is_closed = False
         self.state = "idle"
 
@@ -66,9 +68,11 @@ class FakeReactor:
         if self.is_closed:
             raise SupervisorClosed("the Supervisor is closed", started=False)
         self.requests += requests
+        self.orders.append("submit")
 
     def cancel(self, requests):
         self.cancelled += requests
+        self.orders.append("cancel")
 
     def interrupt_session(self, number):
         self.interrupted.append(number)
@@ -77,6 +81,7 @@ class FakeReactor:
         if self.is_closed:
             raise SupervisorClosed("the Supervisor is closed", started=False)
         self.closes.append((number, drain))
+        self.closed.set()
         return self.closing
 
     def session_stats(self, number):
@@ -349,6 +354,18 @@ class TestResponse:
             world.reactor.end(RequestCancelled("it was"))  # the I/O thread, after the drain
             assert rest.result(LIMIT_S) == []
 
+    def test_what_ends_while_it_waits_after_a_close_is_not_told(self, world):
+        response = world.ask()
+        wait = response._stream.next
+
+        def closed_meanwhile():
+            response.close()
+            world.reactor.end(RequestCancelled("it was"))
+            return wait()
+
+        response._stream.next = closed_meanwhile
+        assert list(response) == []
+
     def test_it_says_when_its_result_was_read(self, world):
         response = world.ask()
         assert not response.is_read
@@ -616,6 +633,7 @@ class TestThreads:
         dead = world.reactor.last
         session.query("b")
         assert world.reactor.cancelled == [dead]
+        assert world.reactor.orders == ["submit", "cancel", "submit"], "the queue has one place"
         world.reactor.end(RequestCancelled("it was"), request=dead)
         world.reactor.answer("b")
         assert list(session.receive_response()) == [said("b"), result("b")]
@@ -659,6 +677,19 @@ class TestThreads:
             thread.join(LIMIT_S)
         assert sorted(outcomes) == ["busy"] * 7 + ["sent"]
         assert len(world.reactor.requests) == 1
+
+    def test_nobody_comes_between_the_look_and_the_sending(self, world):
+        session = world.session()
+        is_locked = []
+        submit = world.reactor.submit
+
+        def watched(requests):
+            is_locked.append(session._turns._lock.locked())
+            submit(requests)
+
+        world.reactor.submit = watched
+        session.query("a")
+        assert is_locked == [True]
 
 
 class TestEnd:
@@ -817,8 +848,18 @@ class TestShared:
         chat.close(drain=True, timeout_s=0.01)
         assert world.reactor.closes == [(NUMBER, True), (NUMBER, False)]
 
+    def test_without_a_drain_the_time_is_not_the_callers(self, world):
+        chat = world.shared()
+        with Caller() as caller:
+            closed = caller.begin(lambda: chat.close(timeout_s=0.0))
+            world.reactor.closed.wait(LIMIT_S)
+            world.reactor.closing.set_result(None)
+            closed.result(LIMIT_S)
+        assert world.reactor.closes == [(NUMBER, False)]
+
     @pytest.mark.parametrize("timeout_s", [-1, float("nan"), "1"])
     def test_a_time_that_is_none_is_refused(self, world, timeout_s):
+        world.reactor.closing.set_result(None)
         with pytest.raises(InvalidOptions):
             world.shared().close(drain=True, timeout_s=timeout_s)
         assert world.reactor.closes == []

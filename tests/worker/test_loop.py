@@ -83,6 +83,9 @@ class FakeChannel:
             self.then.popleft()()
         return self.inbox.popleft()
 
+    def wake(self):
+        pass
+
     def receive_nowait(self):
         with contextlib.suppress(BlockingIOError):
             os.read(self._readable, 4096)
