@@ -52,7 +52,6 @@ from soloist.protocol.messages import Interrupt as InterruptMessage
 from soloist.protocol.messages import Stop as StopMessage
 from soloist.protocol.transitions import WorkerState
 from soloist.supervisor.broker import Broker
-from soloist.supervisor.broker_channel import BrokerChannel, PeerContext
 from soloist.supervisor.brokers import Address, Brokers, SessionLimits, SessionPolicy
 from soloist.supervisor.calls import Calls
 from soloist.supervisor.channel import Channel
@@ -70,7 +69,7 @@ from soloist.supervisor.crew import (
     Stop,
     Tell,
 )
-from soloist.supervisor.front import Front
+from soloist.supervisor.fronts import Fronts
 from soloist.supervisor.pool import Pool
 from soloist.supervisor.process import (
     HELPER_STOP_S,
@@ -129,9 +128,12 @@ class Reactor:
         self._calls = Calls(desk)
         self._interrupt_grace_s = interrupt_grace_s
         self._brokers = Brokers(
-            pool.size, sessions, self._new_front, self._close_front, self._execute
+            pool.size,
+            sessions,
+            new_front=lambda broker: self._fronts.open(broker),  # noqa: PLW0108 - made later
+            close_front=lambda front: self._fronts.shut(front),  # noqa: PLW0108
+            execute=self._execute,
         )
-        self._wet: set[Front] = set()  # sockets that have to be looked at
         self._inbox: deque[Request | Callable[[], None]] = deque()
         self._is_asleep = False
         self._wake_r, self._wake_w = os.pipe()
@@ -343,8 +345,18 @@ class Reactor:
         self._selector = ends.enter_context(selectors.DefaultSelector())
         self._selector.register(self._wake_r, selectors.EVENT_READ)
         self._selector.register(self._channel.fileno(), selectors.EVENT_READ, self._channel)
-        self._peers = PeerContext(self._sessions.max_sessions)
-        ends.callback(self._peers.close)
+        self._fronts = Fronts(
+            self._selector,
+            self._folder.session_endpoint,
+            max_sockets=self._sessions.max_sessions,
+            max_frame_bytes=self._template.max_payload_bytes + _FRAME_ROOM_BYTES,
+            max_payload_bytes=self._template.max_payload_bytes,
+            stream_buffer_bytes=self._sessions.stream_buffer_bytes,
+            timeout_s=self._sessions.timeout_s,
+            submit=self._brokers.submit,
+            cancel=lambda request: self._cancel([request]),
+        )
+        ends.callback(self._fronts.close)
         ends.callback(self._brokers.close_fronts)
         ends.callback(self._close_processes)
         self._spawner = Spawner(
@@ -361,7 +373,7 @@ class Reactor:
         """One turn: take in what there is, decide, then sleep until there is more."""
         self._take_inbox()
         self._take_messages()
-        self._take_from_peers()
+        self._fronts.take()
         self._decide(time.monotonic())
         if self._has_input() or self._is_over():
             return
@@ -379,14 +391,11 @@ class Reactor:
             elif isinstance(key.data, WorkerProcess):
                 self._exited(key.data)
             elif key.data is not None:
-                key.data.channel.wake()
-                self._wet.add(key.data)
+                self._fronts.wake(key.data)
 
     def _has_input(self) -> bool:
         """Whether something has come that no descriptor will report."""
-        for front in [front for front in self._wet if not front.has_input()]:
-            self._wet.remove(front)
-        return bool(self._wet or self._inbox) or self._channel.has_input()
+        return bool(self._inbox) or self._fronts.has_input() or self._channel.has_input()
 
     def _is_over(self) -> bool:
         return self._shutdown is not None and self._shutdown.phase is Phase.DONE
@@ -706,38 +715,6 @@ class Reactor:
             for action in crew.abort(now):
                 if isinstance(action, Settle):
                     self._do_settle(action)
-
-    def _new_front(self, broker: Broker) -> Front:
-        """Bind a shared session's socket."""
-        endpoint = self._folder.session_endpoint(broker.number)
-        room = self._template.max_payload_bytes + _FRAME_ROOM_BYTES
-        channel = BrokerChannel(self._peers, endpoint, max_bytes=room)
-        front = Front(
-            channel,
-            endpoint,
-            broker,
-            max_payload_bytes=self._template.max_payload_bytes,
-            stream_buffer_bytes=self._sessions.stream_buffer_bytes,
-            submit=self._brokers.submit,
-            cancel=lambda request: self._cancel([request]),
-            on_sent=self._wet.add,
-            timeout_s=self._sessions.timeout_s,
-        )
-        self._selector.register(channel.fileno(), selectors.EVENT_READ, front)
-        self._wet.add(front)
-        return front
-
-    def _close_front(self, front: Front) -> None:
-        self._selector.unregister(front.channel.fileno())
-        self._wet.discard(front)
-        front.channel.close()
-
-    def _take_from_peers(self) -> None:
-        """Look at the sockets that were readable or were sent on; the edge is reported once."""
-        for front in tuple(self._wet):  # each once a turn: a peer may never stop
-            if front in self._wet:  # it has not been closed meanwhile
-                self._wet.remove(front)
-                front.take()
 
     def _close_processes(self) -> None:
         for process in self._processes.values():

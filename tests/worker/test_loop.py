@@ -18,6 +18,7 @@ from soloist.protocol.errors import (
     RemoteProtocolError,
     RequestCancelled,
     ResultNotSerializable,
+    SoloistError,
     from_info,
 )
 from soloist.protocol.messages import (
@@ -59,6 +60,7 @@ class FakeChannel:
         self.sends = []  # how many messages each send had
         self.then = collections.deque()
         self.on_sent = None
+        self._is_dry = False  # as the real one: after a vain look it is not looked at again
         self._readable, self._writable = os.pipe()
         os.set_blocking(self._readable, False)
 
@@ -84,11 +86,14 @@ class FakeChannel:
         return self.inbox.popleft()
 
     def wake(self):
-        pass
+        self._is_dry = False
 
     def receive_nowait(self):
+        if self._is_dry:
+            return None
         with contextlib.suppress(BlockingIOError):
             os.read(self._readable, 4096)
+        self._is_dry = not self.inbox
         return self.inbox.popleft() if self.inbox else None
 
     def send(self, message):
@@ -98,6 +103,7 @@ class FakeChannel:
         self._take([codec.decode(message) for message in messages])
 
     def _take(self, messages):
+        self._is_dry = False
         self.sends.append(len(messages))
         for message in messages:
             self.sent.append(message)
@@ -594,7 +600,29 @@ class TestAsync:
             office.channel.put(Stop())
 
         serve(office, scene)
-        assert isinstance(office.texts[0], RequestCancelled)
+        assert isinstance(office.texts[0], SoloistError), "it ended, though its gate is closed"
+
+    def test_an_interrupt_that_comes_before_its_turn_is_not_lost(self, office):
+        """Both arrive while the worker is still busy with the outcome before."""
+
+        async def scene(client):
+            news = News(office)
+            wake = office.channel.on_sent
+
+            def arrive(message):
+                wake(message)
+                if isinstance(message, Answer):
+                    office.channel.inbox += [office.run("b"), Interrupt(2)]
+
+            office.channel.on_sent = arrive
+            client.gates["b"] = asyncio.Event()
+            office.channel.put(office.run("a"))
+            await news.outcomes(2)
+            office.channel.put(Stop())
+
+        _, client = serve(office, scene)
+        assert isinstance(office.texts[1], RequestCancelled)
+        assert "b" not in client.log, "it need not begin"
 
     @pytest.mark.parametrize("is_held_back", [False, True])
     def test_what_arrives_during_a_send_is_seen(self, office, clock, is_held_back):
