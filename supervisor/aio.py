@@ -262,7 +262,7 @@ class AsyncSupervisor:
         """
         limits.check_text(name=name)
         limits.check_counts(max_queue=max_queue)
-        limits.check_seconds(idle_timeout_s=idle_timeout_s)
+        limits.check_positive_seconds(idle_timeout_s=idle_timeout_s)
         intake = self._intake()
         opened = intake.core.open_soon(name, SessionLimits(max_queue, idle_timeout_s))
         return AsyncSharedSession(intake, name, await intake.ask(opened))

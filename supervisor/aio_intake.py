@@ -77,24 +77,24 @@ class Core(Supervisor):
 
     def stats_soon(self) -> Future[Stats]:
         """See ``Supervisor.stats``."""
-        return self._reactor._ask(self._reactor._stats)  # noqa: SLF001
+        return self._reactor.inbox.ask(self._reactor._stats)  # noqa: SLF001
 
     def open_soon(
         self, name: str, bounds: SessionLimits, ready: Future[None] | None = None
     ) -> Future[Address]:
         """See ``Reactor.open_session``."""
-        return self._reactor._ask(lambda: self._reactor._brokers.open(name, bounds, ready))  # noqa: SLF001
+        return self._reactor.inbox.ask(lambda: self._reactor._brokers.open(name, bounds, ready))  # noqa: SLF001
 
     def session_stats_soon(self, number: int) -> Future[SessionStats | None]:
         """See ``Reactor.session_stats``."""
-        return self._reactor._ask(lambda: self._reactor._brokers.stats_of(number))  # noqa: SLF001
+        return self._reactor.inbox.ask(lambda: self._reactor._brokers.stats_of(number))  # noqa: SLF001
 
     def command_soon(
         self, number: int, name: str, arguments: list[Any], done: Future[None]
     ) -> Future[None]:
         """See ``Reactor.command``; ``done`` is done when the client has answered."""
         data = codec.encode_value(arguments)
-        return self._reactor._ask(lambda: self._reactor._command(number, name, data, done))  # noqa: SLF001
+        return self._reactor.inbox.ask(lambda: self._reactor._command(number, name, data, done))  # noqa: SLF001
 
 
 class AsyncRequestFuture(asyncio.Future[Result]):

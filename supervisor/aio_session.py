@@ -22,7 +22,7 @@ from soloist.supervisor.brokers import Address, SessionLimits
 from soloist.supervisor.control import Handler
 from soloist.supervisor.reactor import Reactor
 from soloist.supervisor.results import SessionStats
-from soloist.supervisor.session import Turns, abandon, incarnation_of, is_connected
+from soloist.supervisor.session import Turns, abandon, forgotten, incarnation_of, is_connected
 
 
 class _AsyncHandle:
@@ -258,7 +258,7 @@ class AsyncSession(_AsyncHandle):
             opened.add_done_callback(lambda opened: _close_unwanted(reactor, opened))
             raise
         self._address = address
-        self._forgotten = weakref.finalize(self, abandon, reactor, address.number)
+        self._forgotten = weakref.finalize(self, forgotten, reactor, address.number)
         self._forgotten.atexit = False
         return self
 

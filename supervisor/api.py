@@ -347,7 +347,7 @@ class Supervisor:
         """
         limits.check_text(name=name)
         limits.check_counts(max_queue=max_queue)
-        limits.check_seconds(idle_timeout_s=idle_timeout_s)
+        limits.check_positive_seconds(idle_timeout_s=idle_timeout_s)
         address = self._reactor.open_session(name, SessionLimits(max_queue, idle_timeout_s))
         return SharedSession(self._intake, name, address, self)
 

@@ -56,6 +56,7 @@ class Fronts:
         self._cancel = cancel
         self._context = PeerContext(max_sockets)
         self._wet: set[Front] = set()
+        self._all: set[Front] = set()
 
     def open(self, broker: Broker) -> Front:
         """Bind a session's socket.
@@ -77,12 +78,14 @@ class Fronts:
             timeout_s=self._timeout_s,
         )
         self._selector.register(channel.fileno(), selectors.EVENT_READ, front)
+        self._all.add(front)
         self._wet.add(front)
         return front
 
     def shut(self, front: Front) -> None:
         """Close one."""
         self._selector.unregister(front.channel.fileno())
+        self._all.discard(front)
         self._wet.discard(front)
         front.channel.close()
 
@@ -91,9 +94,10 @@ class Fronts:
         self._context.close()
 
     def wake(self, front: Front) -> None:
-        """Its descriptor was readable."""
-        front.channel.wake()
-        self._wet.add(front)
+        """Its descriptor was readable; it may have been closed since."""
+        if front in self._all:
+            front.channel.wake()
+            self._wet.add(front)
 
     def take(self) -> None:
         """Do what peers ask."""

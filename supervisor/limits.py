@@ -58,6 +58,18 @@ def check_limited_seconds(**values: object) -> None:
             raise InvalidOptions(f"{name} must be below {threading.TIMEOUT_MAX:.0e} s: {value!r}")
 
 
+def check_positive_seconds(**values: object) -> None:
+    """Refuse what is neither ``None`` nor a number of seconds above 0.
+
+    Raises:
+        InvalidOptions: naming the argument.
+    """
+    check_seconds(**values)
+    for name, value in values.items():
+        if value is not None and not value:
+            raise InvalidOptions(f"{name} must be above 0 s, or None for no limit")
+
+
 def reserve_descriptors(size: int) -> None:
     """Raise this process's soft limit of descriptors as far as ``size`` workers need it.
 

@@ -6,6 +6,10 @@ runs here, and nothing here waits except for events.
 Invariants: the channel is touched by this thread alone; before it sleeps it has looked at the
 channel's edge-triggered state and at the queue; a worker is forgotten only after everything it
 said, on the channel and in its ledger, has been read.
+
+Longer than a module should be: it has a short method for each action, each message and each order,
+and they share one thread's state. What could be had apart is: the decisions, the sockets of
+sessions (``fronts``), the way in (``inbox``), the calls beside the turns (``calls``).
 """
 
 from __future__ import annotations
@@ -13,18 +17,17 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import os
 import selectors
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any
 
 from soloist.protocol import codec
 from soloist.protocol.errors import (
+    InvalidOptions,
     RemoteProtocolError,
     RequestCancelled,
     SlowReader,
@@ -70,6 +73,7 @@ from soloist.supervisor.crew import (
     Tell,
 )
 from soloist.supervisor.fronts import Fronts
+from soloist.supervisor.inbox import Inbox
 from soloist.supervisor.pool import Pool
 from soloist.supervisor.process import (
     HELPER_STOP_S,
@@ -84,8 +88,6 @@ from soloist.supervisor.results import SessionStats, Stats, WorkerStats
 from soloist.supervisor.shutdown import Phase, Shutdown
 
 log = logging.getLogger("soloist.supervisor")
-
-_T = TypeVar("_T")
 
 _LONGEST_SLEEP_S = 3600.0  # epoll counts in milliseconds, in 32 bits
 _FRAME_ROOM_BYTES = 1024 * 1024
@@ -134,20 +136,15 @@ class Reactor:
             close_front=lambda front: self._fronts.shut(front),  # noqa: PLW0108
             execute=self._execute,
         )
-        self._inbox: deque[Request | Callable[[], None]] = deque()
-        self._is_asleep = False
-        self._wake_r, self._wake_w = os.pipe()
-        os.set_blocking(self._wake_r, False)
-        os.set_blocking(self._wake_w, False)
+        self.inbox = Inbox()
+        self.is_closed = self.inbox.is_closed
         self._processes: dict[int, WorkerProcess] = {}
         self._early: dict[int, list[WireMessage | RemoteProtocolError]] = {}
         self._shutdown: Shutdown | None = None
         self._idle_waiters: list[Future[None]] = []
         self._counts = {"answered": 0, "failed": 0, "cancelled": 0}
         self._first_worker: Future[None] = Future()
-        self._is_forked = False
         self._ends = contextlib.ExitStack()
-        self.is_closed = threading.Event()
         self._handlers: dict[type, Callable[[Any], None]] = {
             Dispatch: self._do_dispatch,
             Spawn: self._do_spawn,
@@ -180,7 +177,7 @@ class Reactor:
             SoloistError: it could not; everything has been cleaned up again.
         """
         self._thread.start()
-        self._post(lambda: self._execute([self._pool.start_worker()]))
+        self.inbox.post(lambda: self._execute([self._pool.start_worker()]))
         try:
             self._first_worker.result()
         except BaseException:
@@ -194,41 +191,36 @@ class Reactor:
         Raises:
             SupervisorClosed: the thread has ended, or this process is a fork of its owner.
         """
-        if self.is_closed.is_set():
-            raise SupervisorClosed("the Supervisor is closed", started=False)
-        self._inbox.extend(requests)
-        self._wake()
-        if self.is_closed.is_set():  # it ended just now: nobody will look again
-            self._refuse_rest()
+        self.inbox.submit(requests)
 
     def cancel(self, requests: Iterable[Request]) -> None:
         """End these requests early."""
         rest = list(requests)
-        self._post(lambda: self._cancel(rest))
+        self.inbox.post(lambda: self._cancel(rest))
 
     def cancel_pending(self) -> None:
         """End every request that has not started."""
-        self._post(self._cancel_pending)
+        self.inbox.post(self._cancel_pending)
 
     def drain(self) -> Future[None]:
         """Take no more requests; the future is done when all have their outcome."""
         idle: Future[None] = Future()
-        self._post(lambda: self._drain(idle))
-        if self.is_closed.is_set():
-            if self._is_forked:
+
+        def drained(asked: Future[None]) -> None:
+            if asked.exception() is not None:  # everything has ended
                 idle.set_result(None)
-            else:
-                self._refuse_rest()
+
+        self.inbox.ask(lambda: self._drain(idle)).add_done_callback(drained)
         return idle
 
     def close(self, drain_s: float | None, *, at_least: Phase = Phase.DRAIN) -> None:
         """Begin to close, or close faster; ``is_closed`` is set at the end."""
-        self._post(lambda: self._close(drain_s, at_least))
+        self.inbox.post(lambda: self._close(drain_s, at_least))
 
     def stats(self) -> Stats:
         """A snapshot taken on the I/O thread."""
         try:
-            return self._ask(self._stats).result()
+            return self.inbox.ask(self._stats).result()
         except SupervisorClosed:
             return self._stats()
 
@@ -240,11 +232,11 @@ class Reactor:
         Raises:
             QueueFull, InvalidOptions, SupervisorClosed: see ``Brokers.open``.
         """
-        return self._ask(lambda: self._brokers.open(name, limits, ready)).result()
+        return self.inbox.ask(lambda: self._brokers.open(name, limits, ready)).result()
 
     def interrupt_session(self, number: int) -> None:
         """End the running turn of a session early."""
-        self._post(lambda: self._brokers.interrupt(number, time.monotonic()))
+        self.inbox.post(lambda: self._brokers.interrupt(number, time.monotonic()))
 
     def close_session(self, number: int, *, drain: bool) -> Future[None]:
         """Close a session; the future is done when its worker has gone."""
@@ -257,64 +249,31 @@ class Reactor:
             if answer.exception() is not None:  # the Supervisor is closed
                 closed.set_result(None)
 
-        self._ask(close).add_done_callback(asked)
+        self.inbox.ask(close).add_done_callback(asked)
         return closed
 
     def session_stats(self, number: int) -> SessionStats | None:
         """A snapshot of one session; ``None`` if it is over."""
         try:
-            return self._ask(lambda: self._brokers.stats_of(number)).result()
+            return self.inbox.ask(lambda: self._brokers.stats_of(number)).result()
         except SupervisorClosed:
             return None
 
     def command(self, number: int, name: str, arguments: list[Any]) -> Future[None]:
         """Call a method of a session's client that is no turn."""
         done: Future[None] = Future()
-        data = codec.encode_value(arguments)
-        self._ask(lambda: self._command(number, name, data, done)).result()
+        try:
+            data = codec.encode_value(arguments)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InvalidOptions(f"{name}() cannot be sent this: {error}") from error
+        self.inbox.ask(lambda: self._command(number, name, data, done)).result()
         return done
-
-    def _ask(self, call: Callable[[], _T]) -> Future[_T]:
-        """Have something done on the I/O thread; fails with ``SupervisorClosed`` after its end."""
-        answer: Future[_T] = Future()
-
-        def run() -> None:
-            if not answer.set_running_or_notify_cancel():
-                return
-            if self.is_closed.is_set():
-                answer.set_exception(SupervisorClosed("the Supervisor is closed", started=False))
-                return
-            try:
-                answer.set_result(call())
-            except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits for it
-                answer.set_exception(error)
-
-        self._post(run)
-        if self.is_closed.is_set():
-            if self._is_forked:
-                run()
-            else:
-                self._refuse_rest()
-        return answer
 
     def disown(self) -> None:
         """In a forked copy of the process: be closed, and touch nothing of the owner's."""
-        self._is_forked = True
-        self.is_closed.set()
+        self.inbox.disown()
         self._folder.disown()
         self._forkserver.disown()
-
-    def _post(self, call: Callable[[], None]) -> None:
-        self._inbox.append(call)
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._is_asleep and not self._is_forked:
-            self._is_asleep = False
-            try:
-                os.write(self._wake_w, b"\0")
-            except OSError:
-                log.debug("the I/O thread has just ended")
 
     # -- the thread ------------------------------------------------------------------------------
 
@@ -343,7 +302,7 @@ class Reactor:
         )
         ends.callback(self._channel.close)
         self._selector = ends.enter_context(selectors.DefaultSelector())
-        self._selector.register(self._wake_r, selectors.EVENT_READ)
+        self._selector.register(self.inbox, selectors.EVENT_READ, self.inbox)
         self._selector.register(self._channel.fileno(), selectors.EVENT_READ, self._channel)
         self._fronts = Fronts(
             self._selector,
@@ -362,8 +321,8 @@ class Reactor:
         self._spawner = Spawner(
             self._forkserver,
             self._template,
-            on_spawned=lambda process: self._post(lambda: self._spawned(process)),
-            on_failed=lambda *failure: self._post(lambda: self._spawn_failed(*failure)),
+            on_spawned=lambda process: self.inbox.post(lambda: self._spawned(process)),
+            on_failed=lambda *failure: self.inbox.post(lambda: self._spawn_failed(*failure)),
         )
         ends.callback(self._spawner.join, HELPER_STOP_S)
         ends.callback(self._forkserver.stop, HELPER_STOP_S)
@@ -377,15 +336,13 @@ class Reactor:
         self._decide(time.monotonic())
         if self._has_input() or self._is_over():
             return
-        self._is_asleep = True
-        if self._inbox:  # it came just before the flag
-            self._is_asleep = False
+        if not self.inbox.may_sleep():
             return
         events = self._selector.select(self._timeout())
-        self._is_asleep = False
+        self.inbox.has_woken()
         for key, _ in events:
-            if key.fd == self._wake_r:
-                os.read(self._wake_r, 4096)
+            if key.data is self.inbox:
+                self.inbox.clear()
             elif key.data is self._channel:
                 self._channel.wake()
             elif isinstance(key.data, WorkerProcess):
@@ -395,7 +352,7 @@ class Reactor:
 
     def _has_input(self) -> bool:
         """Whether something has come that no descriptor will report."""
-        return bool(self._inbox) or self._fronts.has_input() or self._channel.has_input()
+        return bool(self.inbox) or self._fronts.has_input() or self._channel.has_input()
 
     def _is_over(self) -> bool:
         return self._shutdown is not None and self._shutdown.phase is Phase.DONE
@@ -407,9 +364,7 @@ class Reactor:
         return min(_LONGEST_SLEEP_S, max(0.0, due - time.monotonic()))
 
     def _take_inbox(self) -> None:
-        inbox = self._inbox
-        while inbox:
-            item = inbox.popleft()
+        while (item := self.inbox.take()) is not None:
             if type(item) is not Request:
                 item()  # type: ignore[operator]
             elif item.session == POOL:
@@ -463,9 +418,11 @@ class Reactor:
         self._crew(number).snapshot(number, message.data)
 
     def _decide(self, now: float) -> None:
+        # Sessions first: under a rate limit they would starve behind a map. They cannot starve it,
+        # for each has one request in flight at most.
+        self._brokers.decide(now)
         self._run_to_end(lambda: self._pool.expire(now))
         self._run_to_end(lambda: self._pool.assign(now))
-        self._brokers.decide(now)
         if self._idle_waiters and not (self._pool.outstanding or self._brokers.outstanding):
             for waiter in self._idle_waiters:
                 waiter.set_result(None)
@@ -558,6 +515,7 @@ class Reactor:
         if self.is_closed.is_set():
             return
         log.warning("worker %d could not be started: %s", number, error)
+        self._calls.lost(number, None)
         self._first_worker_is(error)
         self._execute(self._crew(number).spawn_failed(number, error, time.monotonic()))
 
@@ -615,7 +573,7 @@ class Reactor:
         process = self._processes[number]
 
         def reply(answer: ControlReply) -> None:
-            self._post(lambda: self._do_reply(process, answer))
+            self.inbox.post(lambda: self._do_reply(process, answer))
 
         self._calls.question(self._crew(number), number, asked, reply)
 
@@ -695,7 +653,7 @@ class Reactor:
                 )
                 for w in sorted(pool.workers.values(), key=lambda w: w.number)
             ),
-            queued=pool.queued,
+            queued=pool.queued + pool.delayed,
             running=pool.running,
             restarts=pool.restarts,
             is_closed=self._shutdown is not None,
@@ -729,22 +687,4 @@ class Reactor:
         self._idle_waiters.clear()
         self._brokers.give_up()
         self._calls.give_up(SupervisorClosed("the Supervisor is closed"))
-        self._refuse_rest()
-        self._wake_w, wake_w = -1, self._wake_w
-        os.close(self._wake_r)
-        os.close(wake_w)
-
-    def _refuse_rest(self) -> None:
-        """Settle what was handed over too late."""
-        while self._inbox:
-            try:
-                item = self._inbox.popleft()
-            except IndexError:  # another thread does the same
-                return
-            if type(item) is Request:
-                item.settle(SupervisorClosed("the Supervisor is closed", started=False))
-                continue
-            try:
-                item()  # type: ignore[operator]
-            except Exception:
-                log.exception("an order came too late")
+        self.inbox.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -267,7 +268,7 @@ class Session(_Handle):
     def __init__(self, intake: Intake, address: Address, owner: object) -> None:
         super().__init__(intake, address, owner)
         self._turns = Turns(threading.current_thread, threading.Thread.is_alive)
-        self._forgotten = weakref.finalize(self, abandon, intake.reactor, self._number)
+        self._forgotten = weakref.finalize(self, forgotten, intake.reactor, self._number)
         self._forgotten.atexit = False
 
     def __enter__(self) -> Self:
@@ -363,6 +364,19 @@ def _close(reactor: Reactor, number: int, *, drain: bool, timeout_s: float | Non
 
 
 def abandon(reactor: Reactor, number: int) -> None:
-    """Close a session that nobody holds any more; waits for nothing."""
+    """Close a session that nobody will use; waits for nothing."""
     with contextlib.suppress(SoloistError):  # everything is closed
         reactor.close_session(number, drain=False)
+
+
+def forgotten(reactor: Reactor, number: int) -> None:
+    """A session was collected without ``close``: clean up without waiting for it."""
+    if reactor.is_closed.is_set():
+        return
+    abandon(reactor, number)
+    # Last, because a warning may be turned into an error.
+    warnings.warn(
+        "a Session was not closed; use `with supervisor.session()` or call close()",
+        ResourceWarning,
+        stacklevel=2,
+    )

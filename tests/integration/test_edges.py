@@ -74,7 +74,7 @@ def test_drain_after_close_returns():
 def test_a_defect_of_the_io_thread_reaches_everybody_who_waits(caplog):
     sup = Supervisor(size=1, options={"delay_s": 600})
     futures = [sup.submit("a") for _ in range(3)]
-    sup._reactor._post(lambda: 1 / 0)
+    sup._reactor.inbox.post(lambda: 1 / 0)
     errors = [future.exception(LIMIT_S) for future in futures]
     assert {type(error) for error in errors} == {SupervisorClosed}
     assert "ZeroDivisionError" in str(errors[0])

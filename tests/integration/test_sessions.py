@@ -377,8 +377,9 @@ class TestOwned:
         eventually(lambda: not psutil.pid_exists(pid))
 
     def test_one_that_was_forgotten_is_closed(self, sup):
-        pid = sup.session().stats().pid
-        gc.collect()
+        with pytest.warns(ResourceWarning, match="Session was not closed"):
+            pid = sup.session().stats().pid
+            gc.collect()
         eventually(lambda: not psutil.pid_exists(pid))
 
 

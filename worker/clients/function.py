@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from soloist.protocol.content import Map, Message, function_messages
+from soloist.protocol.content import Map, Message, ResultMessage, function_messages
 from soloist.protocol.errors import ResultNotSerializable
 
 
@@ -63,16 +63,21 @@ class AsyncFunctionClient:
         self._prompt = prompt
 
     async def receive_response(self) -> AsyncIterator[Message]:
-        """Run the callable and yield its answer."""
+        """Run the callable and yield its answer; of an interrupted call, a result that says so."""
         started = time.monotonic()
-        self._task = asyncio.ensure_future(self._function(self._prompt))
+        task = self._task = asyncio.ensure_future(self._function(self._prompt))
         try:
-            value = await self._task
+            await asyncio.wait({task})
         finally:
-            self._task.cancel()
+            task.cancel()
             self._task = None
         duration_s = time.monotonic() - started
-        for message in function_messages(text_of(value), num_turns=1, duration_s=duration_s):
+        if task.cancelled():
+            yield _cancelled(duration_s)
+            return
+        for message in function_messages(
+            text_of(task.result()), num_turns=1, duration_s=duration_s
+        ):
             yield message
 
     async def interrupt(self) -> None:
@@ -82,3 +87,15 @@ class AsyncFunctionClient:
 
     async def disconnect(self) -> None:
         """Nothing to disconnect."""
+
+
+def _cancelled(duration_s: float) -> ResultMessage:
+    return ResultMessage(
+        subtype="error_during_execution",
+        duration_ms=round(duration_s * 1000),
+        duration_api_ms=0,
+        is_error=True,
+        num_turns=1,
+        session_id="",
+        result="the call was cancelled",
+    )
