@@ -151,11 +151,14 @@ class Brokers:
         self.touch(number)
         return self._address(number)
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: Request, now: float) -> None:
         """Take a request of a session in."""
         broker = self.touch(request.session)
         if broker is not None:
             self._execute(broker.submit(request))
+            if broker.state is SessionState.IDLE and self._policy.limiter.is_free:
+                # Its turn has come: it need not wait for the rest of the thread's.
+                self._execute(broker.decide(now))
         elif self._refusal is not None:
             request.settle(SupervisorClosed(self._refusal, started=False))
         else:

@@ -142,6 +142,7 @@ class Reactor:
         self._early: dict[int, list[WireMessage | RemoteProtocolError]] = {}
         self._shutdown: Shutdown | None = None
         self._idle_waiters: list[Future[None]] = []
+        self._settled: list[Settle] = []
         self._counts = {"answered": 0, "failed": 0, "cancelled": 0}
         self._first_worker: Future[None] = Future()
         self._ends = contextlib.ExitStack()
@@ -312,7 +313,7 @@ class Reactor:
             max_payload_bytes=self._template.max_payload_bytes,
             stream_buffer_bytes=self._sessions.stream_buffer_bytes,
             timeout_s=self._sessions.timeout_s,
-            submit=self._brokers.submit,
+            submit=lambda request: self._brokers.submit(request, time.monotonic()),
             cancel=lambda request: self._cancel([request]),
         )
         ends.callback(self._fronts.close)
@@ -334,6 +335,7 @@ class Reactor:
         self._take_messages()
         self._fronts.take()
         self._decide(time.monotonic())
+        self._tell_settled()
         if self._has_input() or self._is_over():
             return
         if not self.inbox.may_sleep():
@@ -370,7 +372,7 @@ class Reactor:
             elif item.session == POOL:
                 self._execute(self._pool.submit(item))
             else:
-                self._brokers.submit(item)
+                self._brokers.submit(item, time.monotonic())
 
     def _take_messages(self) -> None:
         while (received := self._channel.receive()) is not None:
@@ -454,7 +456,16 @@ class Reactor:
             self._counts["cancelled"] += 1
         else:
             self._counts["failed"] += 1
-        request.settle(outcome)
+        if request.sink.is_here:
+            self._settled.append(action)
+        else:
+            request.settle(outcome)
+
+    def _tell_settled(self) -> None:
+        """Wake callers as late as can be: they need the interpreter's lock that this thread has."""
+        for request, outcome in self._settled:
+            request.settle(outcome)
+        self._settled.clear()
 
     def _do_dispatch(self, action: Dispatch) -> None:
         process = self._processes[action.number]
@@ -673,6 +684,7 @@ class Reactor:
             for action in crew.abort(now):
                 if isinstance(action, Settle):
                     self._do_settle(action)
+        self._tell_settled()
 
     def _close_processes(self) -> None:
         for process in self._processes.values():
@@ -680,6 +692,7 @@ class Reactor:
 
     def _after_the_end(self) -> None:
         """Tell everybody who may still wait."""
+        self._tell_settled()
         self.is_closed.set()
         self._first_worker_is(SupervisorClosed("the Supervisor is closed", started=False))
         for waiter in self._idle_waiters:

@@ -175,7 +175,7 @@ class Host:
             return b""
         try:
             value = take()
-            if inspect.isawaitable(value):
+            if value is not None and inspect.isawaitable(value):
                 async with asyncio.timeout(SNAPSHOT_S):
                     value = await value
             return b"" if value is None else codec.encode_value(value)

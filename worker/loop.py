@@ -212,7 +212,7 @@ class _AsyncLoop:
         self._is_flush_due = False
         self._running = 0  # lease of the turn in flight
         self._unwanted = 0  # highest lease whose interrupt came before its turn
-        self._news = asyncio.Event()
+        self._idle: asyncio.Future[None] | None = None  # done when there is a lease to claim
         self._stopped = asyncio.Event()
 
     async def run(self) -> bool:
@@ -256,10 +256,10 @@ class _AsyncLoop:
 
     async def _next(self) -> Lease:
         while (lease := self._desk.claim()) is None:
-            self._news.clear()
+            idle = self._idle = asyncio.get_running_loop().create_future()
             self._desk.flush()
             self._drain()  # the descriptor is edge-triggered: look again after every send
-            await self._news.wait()
+            await idle
         return lease
 
     async def _turn(self, lease: Lease) -> None:
@@ -348,7 +348,8 @@ class _AsyncLoop:
         match message:
             case Run():
                 self._desk.claims.add(message)
-                self._news.set()
+                if self._idle is not None and not self._idle.done():
+                    self._idle.set_result(None)
             case Interrupt(lease):
                 if lease == self._running:
                     self._host.interrupt()

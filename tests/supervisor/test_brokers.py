@@ -90,7 +90,7 @@ class World:
         deadline = None if timeout_s is None else self.now + timeout_s
         request = Request("p", b"p", Sink(), deadline=deadline)
         request.session = number
-        self.brokers.submit(request)
+        self.brokers.submit(request, self.now)
         return request
 
     def close(self, number, *, drain=False):
