@@ -470,8 +470,9 @@ class TestSession:
             own = await sup.session()
             with pytest.raises(QueueFull):
                 await sup.session()
-            del own
-            gc.collect()
+            with pytest.warns(ResourceWarning, match="Session was not closed"):
+                del own
+                gc.collect()
             await self.until_no_session(sup)
 
     @staticmethod

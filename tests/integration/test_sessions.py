@@ -420,3 +420,30 @@ class TestCallbacks:
             ("echo", {"prompt": "ask"}, "ask", ""),
             ("echo", {"prompt": "ask"}, "ask", "chat"),
         ]
+
+    @pytest.mark.parametrize("verdict", [True, False, None, {"behavior": "deny"}])
+    def test_the_caller_decides_on_the_scripted_clis_tools(self, tmp_path, verdict):
+        pytest.importorskip("claude_agent_sdk", reason="the Agent SDK is not installed")
+        asked = []
+
+        def on_control(question):
+            asked.append((question.kind, question.data["tool_name"]))
+            return verdict
+
+        options = {"cli_path": stand_in.install(tmp_path), "cwd": str(tmp_path)}
+        with Supervisor(1, client="claude", options=options, on_control=on_control) as sup:
+            text = sup.map(["/tool Bash hello"])[0].text
+        assert text.startswith("allow" if verdict is True else "deny")
+        assert asked == [("permission", "Bash")]
+
+    def test_without_an_answer_in_time_the_answer_is_no(self):
+        is_over = threading.Event()
+        with Supervisor(
+            1,
+            options={"ask_on": "ask"},
+            on_control=lambda _: is_over.wait(LIMIT_S),
+            control_timeout_s=0.2,
+        ) as sup:
+            with pytest.raises(soloist.SoloistError):
+                sup.map(["ask"])
+            is_over.set()

@@ -55,7 +55,7 @@ class FakeReactor:
         self.closing = Future()
         self.closed = threading.Event()
         self.orders = []
-        self.is_closed = False
+        self.is_closed = threading.Event()
         self.state = "idle"
 
     @property
@@ -65,7 +65,7 @@ class FakeReactor:
     # -- what handles call ---------------------------------------------------------------------
 
     def submit(self, requests):
-        if self.is_closed:
+        if self.is_closed.is_set():
             raise SupervisorClosed("the Supervisor is closed", started=False)
         self.requests += requests
         self.orders.append("submit")
@@ -78,7 +78,7 @@ class FakeReactor:
         self.interrupted.append(number)
 
     def close_session(self, number, *, drain):
-        if self.is_closed:
+        if self.is_closed.is_set():
             raise SupervisorClosed("the Supervisor is closed", started=False)
         self.closes.append((number, drain))
         self.closed.set()
@@ -137,6 +137,9 @@ class World:
 
     def ask(self, timeout_s=None):
         return self.intake.response("p", timeout_s, owner=self)
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:a Session was not closed:ResourceWarning")
 
 
 @pytest.fixture
@@ -248,7 +251,7 @@ class TestIntake:
         world.intake.future("p", None, world)
 
     def test_what_could_not_be_handed_over_does_not_count(self, world):
-        world.reactor.is_closed = True
+        world.reactor.is_closed.set()
         for _ in range(20):
             with pytest.raises(SupervisorClosed):
                 world.intake.future("p", None, world)
@@ -712,8 +715,9 @@ class TestEnd:
     def test_one_that_is_forgotten_is_closed(self, world):
         session = world.session()
         session.query("a")
-        del session
-        gc.collect()
+        with pytest.warns(ResourceWarning, match="Session was not closed"):
+            del session
+            gc.collect()
         assert world.reactor.closes == [(NUMBER, False)]
 
     def test_one_that_was_closed_is_not_closed_again_when_it_is_dropped(self, world):
@@ -726,7 +730,7 @@ class TestEnd:
 
     def test_one_that_is_forgotten_after_the_supervisors_end_is_no_matter(self, world):
         session = world.session()
-        world.reactor.is_closed = True
+        world.reactor.is_closed.set()
         del session
         gc.collect()
 
