@@ -426,6 +426,7 @@ class Reactor:
         self._run_to_end(lambda: self._pool.expire(now))
         self._run_to_end(lambda: self._pool.assign(now))
         if self._idle_waiters and not (self._pool.outstanding or self._brokers.outstanding):
+            self._tell_settled()  # who waits for the end of all must find all ended
             for waiter in self._idle_waiters:
                 waiter.set_result(None)
             self._idle_waiters.clear()
@@ -597,6 +598,7 @@ class Reactor:
         self._execute(self._calls.command(broker, name, arguments, done))
 
     def _session_ended(self, action: Ended) -> None:
+        self._tell_settled()  # who waits for its end must find all its requests ended
         self._calls.lost(action.number, None)
         self._brokers.ended(action)
 
