@@ -368,6 +368,7 @@ class Reactor:
     def _take_inbox(self) -> None:
         while (item := self.inbox.take()) is not None:
             if type(item) is not Request:
+                self._tell_settled()  # whoever asks hears of nothing before those concerned
                 item()  # type: ignore[operator]
             elif item.session == POOL:
                 self._execute(self._pool.submit(item))
