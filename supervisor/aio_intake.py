@@ -104,8 +104,6 @@ class AsyncRequestFuture(asyncio.Future[Result]):
     interrupted and drained, and then its worker is free again.
     """
 
-    is_here = True
-
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,

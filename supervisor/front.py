@@ -163,7 +163,6 @@ class PeerSink:
 
     __slots__ = ("_credit", "_front", "_is_cut", "_max_credit", "_seq", "envelope", "id", "request")
 
-    is_here = False
     request: Request
 
     def __init__(self, front: Front, envelope: public.Envelope, request_id: bytes) -> None:

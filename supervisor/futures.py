@@ -70,8 +70,6 @@ class RequestFuture(Future[Result]):
         owner: kept alive until the outcome; a Supervisor is not collected while it is awaited.
     """
 
-    is_here = True
-
     def __init__(
         self,
         on_cancel: Callable[[Request], None],

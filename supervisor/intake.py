@@ -107,7 +107,8 @@ class Intake:
             InvalidOptions: ``timeout_s`` is no number of seconds.
             SupervisorClosed: closed.
         """
-        limits.check_seconds(timeout_s=timeout_s)
+        if timeout_s is not None:  # it is on the way of every request
+            limits.check_seconds(timeout_s=timeout_s)
         if len(self._pending) >= self._max_pending:
             raise QueueFull(f"{self._max_pending:,} requests wait already (max_pending)")
         future = RequestFuture(self.cancel, self.dispatcher, self._pending, owner)

@@ -142,7 +142,6 @@ class Reactor:
         self._early: dict[int, list[WireMessage | RemoteProtocolError]] = {}
         self._shutdown: Shutdown | None = None
         self._idle_waiters: list[Future[None]] = []
-        self._settled: list[Settle] = []
         self._counts = {"answered": 0, "failed": 0, "cancelled": 0}
         self._first_worker: Future[None] = Future()
         self._ends = contextlib.ExitStack()
@@ -335,7 +334,6 @@ class Reactor:
         self._take_messages()
         self._fronts.take()
         self._decide(time.monotonic())
-        self._tell_settled()
         if self._has_input() or self._is_over():
             return
         if not self.inbox.may_sleep():
@@ -368,7 +366,6 @@ class Reactor:
     def _take_inbox(self) -> None:
         while (item := self.inbox.take()) is not None:
             if type(item) is not Request:
-                self._tell_settled()  # whoever asks hears of nothing before those concerned
                 item()  # type: ignore[operator]
             elif item.session == POOL:
                 self._execute(self._pool.submit(item))
@@ -427,7 +424,6 @@ class Reactor:
         self._run_to_end(lambda: self._pool.expire(now))
         self._run_to_end(lambda: self._pool.assign(now))
         if self._idle_waiters and not (self._pool.outstanding or self._brokers.outstanding):
-            self._tell_settled()  # who waits for the end of all must find all ended
             for waiter in self._idle_waiters:
                 waiter.set_result(None)
             self._idle_waiters.clear()
@@ -458,16 +454,7 @@ class Reactor:
             self._counts["cancelled"] += 1
         else:
             self._counts["failed"] += 1
-        if request.sink.is_here:
-            self._settled.append(action)
-        else:
-            request.settle(outcome)
-
-    def _tell_settled(self) -> None:
-        """Wake callers as late as can be: they need the interpreter's lock that this thread has."""
-        for request, outcome in self._settled:
-            request.settle(outcome)
-        self._settled.clear()
+        request.settle(outcome)
 
     def _do_dispatch(self, action: Dispatch) -> None:
         process = self._processes[action.number]
@@ -599,7 +586,6 @@ class Reactor:
         self._execute(self._calls.command(broker, name, arguments, done))
 
     def _session_ended(self, action: Ended) -> None:
-        self._tell_settled()  # who waits for its end must find all its requests ended
         self._calls.lost(action.number, None)
         self._brokers.ended(action)
 
@@ -687,7 +673,6 @@ class Reactor:
             for action in crew.abort(now):
                 if isinstance(action, Settle):
                     self._do_settle(action)
-        self._tell_settled()
 
     def _close_processes(self) -> None:
         for process in self._processes.values():
@@ -695,7 +680,6 @@ class Reactor:
 
     def _after_the_end(self) -> None:
         """Tell everybody who may still wait."""
-        self._tell_settled()
         self.is_closed.set()
         self._first_worker_is(SupervisorClosed("the Supervisor is closed", started=False))
         for waiter in self._idle_waiters:

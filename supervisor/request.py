@@ -22,12 +22,7 @@ Outcome: TypeAlias = Answer | SoloistError
 
 
 class Sink(Protocol):
-    """Where a request's outcome goes. Called on the I/O thread: never blocks, never raises.
-
-    ``is_here`` says that a thread of this process waits behind it.
-    """
-
-    is_here: bool
+    """Where a request's outcome goes. Called on the I/O thread: never blocks, never raises."""
 
     def settle(self, request: Request) -> None:
         """Take the one terminal outcome, which stands in ``request.outcome``."""

@@ -21,8 +21,6 @@ class Stream:
         max_bytes: most bytes that wait for the reader.
     """
 
-    is_here = True
-
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()

@@ -30,8 +30,6 @@ class Window:
         is_fail_fast: whether the first error wakes the consumer, whatever it waits for.
     """
 
-    is_here = True
-
     def __init__(
         self, *, max_requests: int, max_bytes: int, is_ordered: bool, is_fail_fast: bool
     ) -> None:
