@@ -542,3 +542,27 @@ class TestValues:
         except (TypeError, ValueError, OverflowError):
             return
         codec.decode_value(encoded)
+
+
+class TestTheQuickLookAtSmallMessages:
+    """It may only say yes where the thorough check would; what it is unsure of goes there."""
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            {"a": [{}] * 61},  # too many containers
+            {"a": list(range(61))},  # too many children
+            {"a": "x" * (64 * 1024 + 1)},  # long
+            {"a": (1, 2)},  # no plain list
+            {1: "a"},  # a key that is no text
+        ],
+        ids=["containers", "children", "long", "tuple", "key"],
+    )
+    def test_it_is_unsure(self, value):
+        assert not codec._is_small(value)
+
+    @given(strategies.maps)
+    def test_what_it_passes_arrives(self, value):
+        if codec._is_small(value):
+            codec._check_sent(value, 2**32)
+            assert codec.decode_value(codec.encode_map(value)) == value
