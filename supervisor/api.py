@@ -394,6 +394,7 @@ class Supervisor:
         except BaseException:
             self.kill()
             raise
+        self._reactor.join()
         self._dispatcher.close()
 
     def kill(self) -> None:
@@ -401,6 +402,7 @@ class Supervisor:
         self._finalizer.detach()
         self._reactor.close(0.0, at_least=Phase.KILL)
         self._reactor.is_closed.wait()
+        self._reactor.join()
         self._dispatcher.close()
 
     # -- helpers ---------------------------------------------------------------------------------

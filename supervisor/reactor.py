@@ -217,6 +217,10 @@ class Reactor:
         """Begin to close, or close faster; ``is_closed`` is set at the end."""
         self.inbox.post(lambda: self._close(drain_s, at_least))
 
+    def join(self) -> None:
+        """Wait for the thread's last steps after ``is_closed``, so that nothing of it is left."""
+        self._thread.join(HELPER_STOP_S)
+
     def stats(self) -> Stats:
         """A snapshot taken on the I/O thread."""
         try:
