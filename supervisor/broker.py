@@ -44,7 +44,6 @@ from soloist.protocol.transitions import (
     advance,
 )
 from soloist.supervisor.crew import (
-    SYNC_GRACE_S,
     Action,
     Dispatch,
     Ended,
@@ -282,9 +281,7 @@ class Broker:
         3. It cannot: the session is lost, and those who wait are told.
         """
         worker = self.workers.pop(number)
-        is_failure = worker.answered == 0 and not (
-            worker.state is WorkerState.STOPPING and worker.broken is None  # it was killed by us
-        )
+        is_failure = worker.answered == 0 and not worker.is_ended_by_us
         worker.advance(WorkerEvent.EXITED)
         self._idle_at = self._stop_by = math.inf
         actions = self._give_up(worker, exitcode, set(unclaimed))
@@ -451,10 +448,7 @@ class Broker:
         if self.state is not SessionState.RUNNING:
             return []
         self._advance(SessionEvent.INTERRUPT)
-        grace_s = self._interrupt_grace_s
-        if not worker.is_interruptible:
-            grace_s = min(grace_s, SYNC_GRACE_S)
-        worker.interrupt_by = now + grace_s
+        worker.interrupt_by = now + worker.grace_s(self._interrupt_grace_s)
         return [Interrupt(self.number, request.lease)] if worker.is_interruptible else []
 
     def _give_up(self, worker: Worker, exitcode: int | None, unclaimed: set[int]) -> list[Action]:

@@ -143,6 +143,15 @@ class Worker:
         """Whether it may be given requests."""
         return self.state is WorkerState.READY and self.interrupt_by is None
 
+    @property
+    def is_ended_by_us(self) -> bool:
+        """Whether it was told to exit or killed, so that its end says nothing against it."""
+        return self.state is WorkerState.STOPPING and self.broken is None
+
+    def grace_s(self, most_s: float) -> float:
+        """How long an interrupted turn may take to end; a sync callable cannot be interrupted."""
+        return most_s if self.is_interruptible else min(most_s, SYNC_GRACE_S)
+
 
 def outcome_of(outcome: Answer | Failure) -> Outcome:
     """What the caller gets for a worker's reply."""

@@ -35,7 +35,6 @@ from soloist.protocol.errors import (
 from soloist.protocol.messages import Answer, Failure, Lease, Run
 from soloist.protocol.transitions import RequestEvent, RequestState, WorkerEvent, WorkerState
 from soloist.supervisor.crew import (
-    SYNC_GRACE_S,
     Action,
     Dispatch,
     Inspect,
@@ -289,7 +288,7 @@ class Pool:
         worker = self.workers[number]
         if worker.leases:
             self.revoked(number, unclaimed)
-        is_ours = worker.state is WorkerState.STOPPING and worker.broken is None
+        is_failure = worker.answered == 0 and not worker.is_ended_by_us
         worker.advance(WorkerEvent.EXITED)
         lost = list(worker.leases)
         worker.leases.clear()
@@ -299,7 +298,7 @@ class Pool:
             if request.state is not RequestState.SETTLED:
                 error = lost_with(worker, request, exitcode)
                 actions += self._failed(request, error, worker.head_since, now)
-        if worker.answered == 0 and not is_ours:
+        if is_failure:
             self._restart.failed(now)
             self._last_failure = worker.broken or WorkerLost(
                 f"worker {number} {exit_text(exitcode)} before its first answer",
@@ -510,10 +509,7 @@ class Pool:
         if worker.state is not WorkerState.READY or request.lease <= worker.interrupted:
             return []
         worker.interrupted = request.lease
-        grace_s = self._interrupt_grace_s
-        worker.interrupt_by = now + (
-            grace_s if worker.is_interruptible else min(grace_s, SYNC_GRACE_S)
-        )
+        worker.interrupt_by = now + worker.grace_s(self._interrupt_grace_s)
         self._interrupting[worker.number] = worker
         self._file(worker)
         actions = self._free_the_rest(worker)

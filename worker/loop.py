@@ -128,10 +128,8 @@ class Desk:
         payload = codec.encode(message)
         lease = message.lease if isinstance(message, Snapshot) else ledger.NO_LEASE
         self._ledger.append(lease, payload, acked=self.claims.acked)
-        self._outbox.append(payload)
-        self._outbox_bytes += len(payload)
-        # A large one goes by itself: together with a large outcome it would be too much.
-        if lease == ledger.NO_LEASE or self._outbox_bytes >= FLUSH_BYTES:
+        self.put(payload)  # a large one goes by itself: with a large outcome it would be too much
+        if lease == ledger.NO_LEASE:
             self.flush()
 
     def _encode(self, outcome: Answer | Failure) -> bytes:
