@@ -381,7 +381,7 @@ def _children(container: Any) -> Iterable[Any]:
 def _decode_records(cls: type[m.WireMessage], fields: list[Any]) -> None:
     """Put the records that a message holds in the place of their arrays."""
     if cls is m.Run:
-        fields[0] = tuple(_record(m.Lease, lease, _LEASE) for lease in fields[0])
+        fields[0] = tuple([_record(m.Lease, lease, _LEASE) for lease in fields[0]])
     else:
         fields[-1] = _record(ErrorInfo, fields[-1], _ERROR)
         _check_received(fields[-1].details)

@@ -17,8 +17,9 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Iterator
+from itertools import compress
 from types import UnionType
-from typing import Any, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeAlias, get_args, get_origin, get_type_hints
 
 from soloist.protocol.errors import RemoteProtocolError
 
@@ -183,6 +184,7 @@ _BLOCKS: dict[str, type[Any]] = {
     )
 }
 _KNOWN: dict[str, type[Any]] = {**_MESSAGES, **_BLOCKS}
+_OURS = frozenset(_KNOWN.values())
 _FIELDS: dict[str, tuple[str, ...]] = {
     name: tuple(field.name for field in dataclasses.fields(cls)) for name, cls in _KNOWN.items()
 }
@@ -203,7 +205,20 @@ def _required(cls: type[Any]) -> dict[str, tuple[type, ...]]:
 _names: dict[type, str] = {}
 _MAX_NAMES = 1_000
 _GETTERS = {name: operator.attrgetter(*fields) for name, fields in _FIELDS.items()}
-_PLAIN = frozenset({str, int, float, bool})
+_PLAIN = frozenset({str, int, float, bool, dict})
+_CONTENT = frozenset({str, list, dict})
+
+
+class _Layout(NamedTuple):
+    """Which fields go into the map, for values of certain types in a certain order."""
+
+    mask: tuple[bool, ...]
+    names: tuple[str, ...]
+
+
+_layouts: dict[tuple[object, ...], _Layout] = {}
+"""Those met so far whose values go into the map as they are: most messages look alike."""
+_MAX_LAYOUTS = 1_000
 _REQUIRED = {name: _required(cls) for name, cls in _KNOWN.items()}
 
 
@@ -299,6 +314,8 @@ def _known_name(cls: type) -> str:
 
 
 def _is_dataclass_instance(value: object) -> bool:
+    if type(value) in _OURS:
+        return True
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
@@ -314,35 +331,52 @@ def _message_to_map(message: Any) -> Map:
         data = dataclasses.asdict(message)
         return {"type": "SystemMessage", "subtype": type(message).__name__, "data": data}
     result = _fields_to_map(name, message)
-    if isinstance(result.get("content"), list | tuple):
+    if isinstance(result.get("content"), list):
         result["content"] = [_block_to_map(block) for block in result["content"]]
-    _check_required(name, result, TypeError)
     return result
 
 
 def _block_to_map(block: Any) -> Map:
-    if not _is_dataclass_instance(block):
-        result = block
-    elif (known := _known_name(type(block))) in _BLOCKS:
-        result = _fields_to_map(known, block)
-    else:
-        result = {**dataclasses.asdict(block), "type": type(block).__name__}
-    name = _type_of(result)
+    if _is_dataclass_instance(block):
+        if (known := _known_name(type(block))) in _BLOCKS:
+            return _fields_to_map(known, block)
+        return {**dataclasses.asdict(block), "type": type(block).__name__}
+    name = _type_of(block)
     if not name:
         raise TypeError(f"a content block is one of soloist's types, not {type(block).__name__}")
     if name in _BLOCKS:
-        _check_required(name, result, TypeError)
-    return dict(result)
+        _check_required(name, block, TypeError)
+    return dict(block)
 
 
 def _fields_to_map(name: str, value: object) -> Map:
+    values = _values(name, value)
+    key = (name, *map(type, values))
+    layout = _layouts.get(key)
+    if layout is None:
+        return _new_layout_to_map(name, values, key)
     result: Map = {"type": name}
-    for field, item in zip(_FIELDS[name], _values(name, value), strict=True):
-        if item is None:
-            continue
-        # Blocks are the caller's to convert: they keep the name of their type.
-        result[field] = item if field == "content" or type(item) in _PLAIN else _plain(item)
+    result.update(zip(layout.names, compress(values, layout.mask), strict=True))
     return result
+
+
+def _new_layout_to_map(name: str, values: tuple[Any, ...], key: tuple[object, ...]) -> Map:
+    """The same one by one; from the second time on it goes by the layout where it may."""
+    fields = {
+        field: item for field, item in zip(_FIELDS[name], values, strict=True) if item is not None
+    }
+    is_as_it_is = True
+    for field, item in fields.items():
+        # Blocks are the caller's to convert: they keep the name of their type.
+        if type(item) not in (_CONTENT if field == "content" else _PLAIN):
+            is_as_it_is = False
+            fields[field] = item if field == "content" else _plain(item)
+    if isinstance(fields.get("content"), tuple):
+        fields["content"] = list(fields["content"])
+    _check_required(name, fields, TypeError)
+    if is_as_it_is and len(_layouts) < _MAX_LAYOUTS:
+        _layouts[key] = _Layout(tuple(item is not None for item in values), tuple(fields))
+    return {"type": name, **fields}
 
 
 def _values(name: str, value: object) -> tuple[Any, ...]:

@@ -319,13 +319,15 @@ class Broker:
 
     def next_deadline(self) -> float:
         """When ``decide`` wants to be called if nothing happens; may be never."""
-        times = [self._deadlines.next(), self._idle_at, self._stop_by]
-        times += [w.interrupt_by for w in self.workers.values() if w.interrupt_by is not None]
+        due = min(self._deadlines.next(), self._idle_at, self._stop_by)
+        for worker in self.workers.values():
+            if worker.interrupt_by is not None:
+                due = min(due, worker.interrupt_by)
         if self.state is SessionState.STARTING and not self.workers:
-            times.append(self._spawn_at)
+            due = min(due, self._spawn_at)
         if self._has_turn():
-            times.append(self._limiter.next_at())
-        return min(times)
+            due = min(due, self._limiter.next_at())
+        return due
 
     # -- the end of the Supervisor -------------------------------------------------------------
 

@@ -50,6 +50,7 @@ class Channel:
         self._socket.setsockopt(zmq.BACKLOG, 1024)
         self._socket.bind(endpoint)
         self._is_dry = False  # nothing was there at the last look, and nothing has happened since
+        self._is_woken = False  # the descriptor reported something after the last look
 
     def fileno(self) -> int:
         """Descriptor that becomes readable, edge-triggered, when ``has_input`` may have changed."""
@@ -58,6 +59,7 @@ class Channel:
     def wake(self) -> None:
         """The descriptor was readable: look again."""
         self._is_dry = False
+        self._is_woken = True
 
     def has_input(self) -> bool:
         """Whether ``receive`` would give something."""
@@ -71,10 +73,15 @@ class Channel:
 
         What is not a message comes back as the error that says so; ``None`` if nothing is there.
         """
-        if not self.has_input():  # cheaper than to try: it keeps the interpreter's lock
+        # After a wake-up something is there; else asking is cheaper than to try and fail.
+        if not self._is_woken and not self.has_input():
             return None
-        # Not recv_multipart: what is expected has two frames, and each question takes time.
-        sender, frame = self._socket.recv(_NOBLOCK), self._socket.recv(_NOBLOCK)
+        self._is_woken = False
+        try:  # not recv_multipart: two frames are expected, and each question takes time
+            sender, frame = self._socket.recv(_NOBLOCK), self._socket.recv(_NOBLOCK)
+        except zmq.Again:  # it was about something else
+            self._is_dry = True
+            return None
         is_foreign = len(sender) != _IDENTITY.size
         while self._socket.getsockopt(_RCVMORE):
             self._socket.recv(_NOBLOCK)

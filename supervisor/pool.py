@@ -370,15 +370,13 @@ class Pool:
 
     def next_deadline(self) -> float:
         """When ``assign`` and ``expire`` want to be called if nothing happens; may be never."""
-        times = [self._deadlines.next(), self._retries.next_at, self._spawn_at, self._inspect_at]
-        times += [
-            worker.interrupt_by
-            for worker in self._interrupting.values()
-            if worker.interrupt_by is not None
-        ]
+        due = min(self._deadlines.next(), self._retries.next_at, self._spawn_at, self._inspect_at)
+        for worker in self._interrupting.values():
+            if worker.interrupt_by is not None:
+                due = min(due, worker.interrupt_by)
         if self._queued and self._idle and not self._limiter.is_free:
-            times.append(self._limiter.next_at())
-        return min(times)
+            due = min(due, self._limiter.next_at())
+        return due
 
     # -- closing -----------------------------------------------------------------------------
 

@@ -425,8 +425,8 @@ class Reactor:
         # Sessions first: under a rate limit they would starve behind a map. They cannot starve it,
         # for each has one request in flight at most.
         self._brokers.decide(now)
-        self._run_to_end(lambda: self._pool.expire(now))
-        self._run_to_end(lambda: self._pool.assign(now))
+        self._run_to_end(self._pool.expire, now)
+        self._run_to_end(self._pool.assign, now)
         if self._idle_waiters and not (self._pool.outstanding or self._brokers.outstanding):
             for waiter in self._idle_waiters:
                 waiter.set_result(None)
@@ -434,9 +434,9 @@ class Reactor:
         if self._shutdown is not None:
             self._advance_shutdown(self._shutdown, now)
 
-    def _run_to_end(self, decide: Callable[[], list[Action]]) -> None:
+    def _run_to_end(self, decide: Callable[..., list[Action]], *event: Any) -> None:
         """Execute decisions; after a revocation, decide again on what is known then."""
-        while actions := decide():
+        while actions := decide(*event):
             self._execute(actions)
             if not any(type(action) in {Revoke, Inspect} for action in actions):
                 return
@@ -600,7 +600,7 @@ class Reactor:
             now = time.monotonic()
             owner = self._pool if request.session == POOL else self._brokers.touch(request.session)
             if owner is not None:
-                self._run_to_end(lambda o=owner, r=request, t=now: o.cancel(r, t, error))  # type: ignore[misc]
+                self._run_to_end(owner.cancel, request, now, error)
 
     def _cancel_pending(self) -> None:
         self._execute(self._pool.revoke_all())

@@ -140,7 +140,10 @@ class Host:
             raise client_error(error) from error
         finally:
             self._is_in_turn = False
-            await self._stop_interrupts()
+            if (interrupts := self._interrupts) is not None:
+                self._interrupts = None
+                # Go on only when no interrupt of this turn can reach the next.
+                self._is_spoilt |= not await _is_cut_off(interrupts)
         self._is_spoilt |= not turn.is_over
         return turn.answer(lease, time.monotonic() - started)
 
@@ -253,12 +256,6 @@ class Host:
             with contextlib.suppress(Exception, asyncio.CancelledError):
                 await self._client.interrupt()
             await asyncio.sleep(INTERRUPT_REPEAT_S)
-
-    async def _stop_interrupts(self) -> None:
-        """Return only when no interrupt of this turn can reach the next."""
-        task, self._interrupts = self._interrupts, None
-        if task is not None:
-            self._is_spoilt |= not await _is_cut_off(task)
 
 
 class _Turn:

@@ -137,6 +137,34 @@ class TestWireForm:
         assert [c.to_map(event)["subtype"] for _ in range(2)] == ["Event", "Event"]
         assert type(event) not in c._names
 
+    def test_a_message_like_an_earlier_one_keeps_its_own_values(self):
+        first = c.to_map(c.StreamEvent("1", "s", {"a": 1}, user_message_uuid="u"))
+        second = c.to_map(c.StreamEvent("2", "t", {"b": 2}, user_message_uuid="v"))
+        other = c.to_map(c.StreamEvent("3", "t", {}, parent_tool_use_id="p"))
+        kind = {"type": "StreamEvent"}
+        assert first == {**kind, "uuid": "1", "session_id": "s", "event": {"a": 1},
+                         "user_message_uuid": "u"}  # fmt: skip
+        assert second == {**kind, "uuid": "2", "session_id": "t", "event": {"b": 2},
+                          "user_message_uuid": "v"}  # fmt: skip
+        assert other == {**kind, "uuid": "3", "session_id": "t", "event": {},
+                         "parent_tool_use_id": "p"}  # fmt: skip
+
+    def test_a_wrong_type_is_seen_also_after_a_right_one(self):
+        for _ in range(2):
+            assert c.to_map(c.SystemMessage("s", {}))["data"] == {}
+            with pytest.raises(TypeError, match="data must be dict, not str"):
+                c.to_map(c.SystemMessage("s", "text"))
+
+    def test_remembers_only_so_many_layouts(self, monkeypatch):
+        monkeypatch.setattr(c, "_layouts", {})
+        monkeypatch.setattr(c, "_MAX_LAYOUTS", 1)
+        for _ in range(2):
+            assert c.to_map(c.SystemMessage("s", {})) == {
+                "type": "SystemMessage", "subtype": "s", "data": {},
+            }  # fmt: skip
+            assert c.to_map(c.UserMessage("hi")) == {"type": "UserMessage", "content": "hi"}
+        assert len(c._layouts) == 1
+
 
 class TestMessagesThatCannotBeSent:
     @pytest.mark.parametrize(
