@@ -169,13 +169,15 @@ class TestTheNextAnswerIsTheNextQuestions:
             follower.cancel()
 
     def test_although_the_client_ignores_interrupts(self):
-        options = {"delay_s": 2.0, "ignore_interrupt": True, "resumable": True, "recall_on": "?"}
-        with Supervisor(1, options=options, interrupt_grace_s=0.2) as sup:
+        options = {"delay_s": 2.0, "chunks": 20, "ignore_interrupt": True}
+        resumable = {"resumable": True, "recall_on": "?"}
+        with Supervisor(1, options={**options, **resumable}, interrupt_grace_s=0.2) as sup:
             chat = sup.shared("stubborn")
             assert chat.query("remember").result(LIMIT_S).text == "remember"
-            running = chat.query("again")
-            eventually(running.running)
+            next(running := chat.query_and_receive("again"))  # its turn has begun
             chat.interrupt()
+            with pytest.raises(RequestCancelled):
+                list(running)
             assert chat.query("?").result(LIMIT_S).text == "remember"
             assert chat.incarnation == 2
 
@@ -189,15 +191,15 @@ class TestWaiting:
         assert not running.done()
 
     def test_who_gives_up_is_never_asked(self, chat):
-        running = chat.query("long")
+        running = chat.query_and_receive("long")
         waiting = [chat.query(f"waits {i}") for i in range(5)]
         last = chat.query("recall")
         for future in waiting:
             assert future.cancel()
-        eventually(running.running)
+        next(running)  # its turn has begun: it will be remembered
         chat.interrupt()
         with pytest.raises(RequestCancelled):
-            running.result(LIMIT_S)
+            list(running)
         assert last.result(LIMIT_S).text == "long"
 
     def test_a_full_queue_says_so_at_once(self, sup):
@@ -229,13 +231,13 @@ class TestWaiting:
 class TestTheEnd:
     def test_close_fails_who_waits_and_interrupts_what_runs(self, sup):
         chat = sup.shared("closing")
-        running, waiting = chat.query("long"), chat.query("waits")
-        eventually(running.running)
+        running, waiting = chat.query_and_receive("long"), chat.query("waits")
+        next(running)  # its turn has begun
         chat.close()
         with pytest.raises(SessionClosed) as never:
             waiting.result(LIMIT_S)
         with pytest.raises(SessionClosed) as ran:
-            running.result(LIMIT_S)
+            list(running)
         assert (never.value.started, ran.value.started) == (False, None)
         with pytest.raises(SessionClosed):
             chat.query("too late").result(LIMIT_S)

@@ -38,10 +38,8 @@ from soloist.supervisor import cli, commands
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-# A shell's background job ignores SIGINT, and so would the commands of a test run inside one.
 COMMAND = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
+import sys
 from soloist.supervisor.cli import main
 sys.exit(main())
 """

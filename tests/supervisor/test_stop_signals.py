@@ -11,7 +11,7 @@ INTERRUPT, TERMINATE = signal.SIGINT, signal.SIGTERM
 
 @pytest.fixture(autouse=True)
 def default_handlers():
-    """A test run in a shell's background ignores SIGINT; the commands of these tests do not."""
+    """What a fresh process has; afterwards what there was."""
     old = {number: signal.getsignal(number) for number in (INTERRUPT, TERMINATE)}
     signal.signal(INTERRUPT, signal.default_int_handler)
     signal.signal(TERMINATE, signal.SIG_DFL)
