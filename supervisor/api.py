@@ -83,6 +83,7 @@ class Supervisor:
         on_control: answers what clients ask their caller (``can_use_tool``, hooks) where a call
             has no handler of its own; runs on a thread of its own.
         control_timeout_s: how long an answer to that may take; then it is no.
+        connect_timeout_s: seconds that a client may take to connect; ``None`` for no limit.
         preload: further modules to import once, before workers are forked.
 
     Raises:
@@ -115,6 +116,7 @@ class Supervisor:
         retry: Retry | None = None,
         on_control: Handler | None = None,
         control_timeout_s: float = 60.0,
+        connect_timeout_s: float | None = 60.0,
         preload: Sequence[str] = (),
     ) -> None:
         size = (os.cpu_count() or 1) if size is None else size
@@ -130,6 +132,7 @@ class Supervisor:
             restart_period_s=restart_period_s,
             control_timeout_s=control_timeout_s,
         )
+        limits.check_positive_seconds(connect_timeout_s=connect_timeout_s)
         self._window = max(4 * size, 1024) if window is None else window
         limits.check_counts(
             window=self._window, window_bytes=window_bytes, stream_buffer_bytes=stream_buffer_bytes
@@ -167,6 +170,7 @@ class Supervisor:
             max_payload_bytes=max_payload_bytes,
             has_control=on_control is not None,
             control_timeout_s=control_timeout_s,
+            connect_timeout_s=connect_timeout_s,
         )
         reactor = _start(
             pool,

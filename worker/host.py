@@ -58,6 +58,7 @@ class Host:
         isolation: ``"prompt"`` for a new conversation per prompt, ``"worker"`` to keep it.
         restore: the encoded snapshot of the conversation to continue; empty for a new one.
         has_control: whether the client's callbacks go to the caller unless it has its own.
+        connect_timeout_s: how long the client may take to connect; ``None`` for no limit.
 
     Raises:
         SoloistError: the client cannot be built; what is not typed becomes
@@ -71,10 +72,12 @@ class Host:
         isolation: str,
         restore: bytes = b"",
         has_control: bool = False,
+        connect_timeout_s: float | None = None,
     ) -> None:
         self._new_client = new_client
         self._restore = restore
         self._has_control = has_control
+        self._connect_timeout_s = connect_timeout_s
         self._is_fresh_per_prompt = isolation == "prompt"
         self._client = self._built()
         self._is_spoilt = False
@@ -95,17 +98,23 @@ class Host:
         """Start the client's conversation.
 
         Raises:
-            SoloistError: it cannot; anything that is not typed becomes ``ClientConnectError``.
+            SoloistError: it cannot; anything that is not typed becomes ``ClientConnectError``, as
+                does taking too long.
         """
         try:
-            if self._restore:
-                await _awaited(self._client.restore(codec.decode_value(self._restore)))
-            await self._client.connect()
+            async with asyncio.timeout(self._connect_timeout_s) as limit:
+                if self._restore:
+                    await _awaited(self._client.restore(codec.decode_value(self._restore)))
+                await self._client.connect()
         except SoloistError:
             raise
         except BaseException as error:
             if _is_ours(error):
                 raise
+            if limit.expired():
+                error = TimeoutError(
+                    f"it took over {self._connect_timeout_s:g} s (connect_timeout_s)"
+                )
             raise _no_client("connect", error) from error
 
     async def turn(

@@ -86,6 +86,7 @@ class WorkerConfig:
     restore: bytes = b""
     has_control: bool = False
     control_timeout_s: float = 0.0
+    connect_timeout_s: float | None = None
 
     def _bootstrap(self, _parent_sentinel: int) -> int:
         grants, outcomes = mp_forkserver.get_inherited_fds()
@@ -140,6 +141,7 @@ def _prepare(config: WorkerConfig, desk: loop.Desk) -> functools.partial[Any]:
         isolation=config.isolation,
         restore=config.restore,
         has_control=config.has_control,
+        connect_timeout_s=config.connect_timeout_s,
     )
     return functools.partial(_run_async, desk, host, config)
 

@@ -327,6 +327,13 @@ class TestCrash:
             with pytest.raises(soloist.ClientConnectError, match="no luck"):
                 sup.session()
 
+    def test_nobody_waits_for_ever_for_a_client_that_does_not_connect(self):
+        with Supervisor(1, options={"connect_delay_s": 600}, connect_timeout_s=0.1) as sup:
+            with pytest.raises(soloist.ClientConnectError, match="connect_timeout_s"):
+                sup.session()
+            with pytest.raises(soloist.ClientConnectError, match="connect_timeout_s"):
+                sup.submit("a").result(LIMIT_S)
+
 
 class TestOwned:
     def test_it_has_the_methods_of_the_agent_sdks_client(self, sup):

@@ -114,12 +114,14 @@ class Resettable(FakeClient):
 class World:
     """Scripts, and what happened. ``on`` maps a method to what it does instead of nothing."""
 
-    def __init__(self, *turns, cls=FakeClient, isolation="worker", **on):
+    def __init__(self, *turns, cls=FakeClient, isolation="worker", connect_timeout_s=None, **on):
         self.turns = list(turns)
         self.on = on
         self.built = []
         self.log = []
-        self.host = Host(lambda: cls(self), isolation=isolation)
+        self.host = Host(
+            lambda: cls(self), isolation=isolation, connect_timeout_s=connect_timeout_s
+        )
 
     def note(self, what, client):
         self.log.append(f"{what} {self.built.index(client)}")
@@ -469,6 +471,20 @@ class TestConnect:
         with pytest.raises(ClientConnectError, match=type(error).__name__) as caught:
             run(world.host.connect())
         assert caught.value.__cause__ is error
+
+    def test_it_takes_no_longer_than_it_may(self):
+        async def hang(client):
+            await asyncio.Event().wait()
+
+        world = World(connect=hang, connect_timeout_s=0.01)
+        with pytest.raises(ClientConnectError, match=r"over 0\.01 s") as caught:
+            run(world.host.connect())
+        assert caught.value.retryable
+
+    def test_a_client_that_runs_out_of_its_own_time_says_so_itself(self):
+        world = World(connect=TimeoutError("the service is silent"), connect_timeout_s=60)
+        with pytest.raises(ClientConnectError, match="the service is silent"):
+            run(world.host.connect())
 
     @pytest.mark.parametrize("error", [ValueError("bad option"), SystemExit(1)], ids=repr)
     def test_a_constructor_that_raises_is_a_connect_error(self, error):
