@@ -43,8 +43,11 @@ ClientLike = str | type | Callable[..., Any]
 Isolation = Literal["prompt", "worker"]
 
 _EXIT_WAIT_S = 15.0
+_CALLBACKS_S = 5.0
+"""How long ``close`` waits for callbacks of futures; the interpreter's exit waits for them, too."""
 
 _open_reactors: weakref.WeakSet[Reactor] = weakref.WeakSet()
+_dispatchers: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
 
 
 class Supervisor:
@@ -143,6 +146,7 @@ class Supervisor:
         prepared = usercode.prepare(client, options or {})
         limits.reserve_descriptors(size + max_sessions)
         self._dispatcher = Dispatcher()
+        _dispatchers.add(self._dispatcher)
         limiter = Limiter(rate_limit)
         restart = RestartPolicy(
             max_restarts=max(20, 2 * size) if max_restarts is None else max_restarts,
@@ -389,6 +393,7 @@ class Supervisor:
         Drains for up to ``timeout_s``, then interrupts what runs, asks the workers to exit, and
         goes on to SIGTERM and SIGKILL, each with a deadline of its own. What has no outcome by
         then gets ``SupervisorClosed``. A KeyboardInterrupt while it waits skips to SIGKILL.
+        The callbacks of futures have run when it returns, unless they take over five seconds.
         """
         limits.check_seconds(timeout_s=timeout_s)
         self._finalizer.detach()
@@ -400,6 +405,7 @@ class Supervisor:
             raise
         self._reactor.join()
         self._dispatcher.close()
+        self._dispatcher.join(_CALLBACKS_S)
 
     def kill(self) -> None:
         """End everything at once by SIGKILL; what has no outcome gets ``SupervisorClosed``."""
@@ -502,6 +508,9 @@ def _close_all() -> None:
     deadline = time.monotonic() + _EXIT_WAIT_S
     for reactor in reactors:
         reactor.is_closed.wait(max(0.0, deadline - time.monotonic()))
+    deadline = time.monotonic() + _CALLBACKS_S
+    for dispatcher in list(_dispatchers):
+        dispatcher.join(max(0.0, deadline - time.monotonic()))
 
 
 def _disown_all() -> None:
@@ -509,6 +518,8 @@ def _disown_all() -> None:
         if not reactor.is_closed.is_set():
             reactor.disown()
     _open_reactors.clear()
+    for dispatcher in list(_dispatchers):
+        dispatcher.forget()
 
 
 os.register_at_fork(after_in_child=_disown_all)

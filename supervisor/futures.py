@@ -27,14 +27,21 @@ class Dispatcher:
     """Runs callbacks one after another on one thread, started when first needed."""
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """In a forked copy of this process: begin anew, for the thread is not in the copy."""
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
+        # May be taken twice: amid ``call`` the collector may find a Supervisor that is forgotten.
+        self._lock = threading.Condition(threading.RLock())
+        self._left = 0  # calls that have not returned
         self._thread: threading.Thread | None = None
         self._is_closed = False
 
     def call(self, function: Callable[[], None]) -> None:
         """Have ``function`` called soon; after ``close``, too, so that none is lost."""
         with self._lock:
+            self._left += 1
             self._calls.put(function)
             if self._is_closed:
                 self._calls.put(None)
@@ -51,6 +58,13 @@ class Dispatcher:
                 self._is_closed = True
                 self._calls.put(None)
 
+    def join(self, timeout_s: float) -> None:
+        """Wait until everything handed in has run; one of those that are run need not wait."""
+        if threading.current_thread() is self._thread:
+            return
+        with self._lock:
+            self._lock.wait_for(lambda: not self._left, timeout_s)
+
     def _run(self) -> None:
         while (function := self._calls.get()) is not None:
             try:
@@ -58,6 +72,11 @@ class Dispatcher:
             except BaseException:
                 # Future swallows an Exception itself; sys.exit() must not end all callbacks.
                 log.exception("a callback of a future ended its thread's turn")
+            del function  # it holds the future, and so whatever its callbacks hold
+            with self._lock:
+                self._left -= 1
+                if not self._left:
+                    self._lock.notify_all()
 
 
 class RequestFuture(Future[Result]):

@@ -3,6 +3,7 @@
 import concurrent.futures
 import logging
 import threading
+import weakref
 from concurrent.futures import CancelledError
 
 import pytest
@@ -227,6 +228,55 @@ class TestDispatcher:
         assert done.wait(LIMIT_S)
         dispatcher._thread.join(LIMIT_S)
         assert not dispatcher._thread.is_alive()
+
+    def test_join_waits_for_what_was_handed_in(self):
+        dispatcher = Dispatcher()
+        gate, seen = threading.Event(), []
+        dispatcher.call(lambda: gate.wait(LIMIT_S))
+        dispatcher.call(lambda: seen.append(1))
+        dispatcher.join(0.01)
+        assert seen == []
+        threading.Timer(0.01, gate.set).start()
+        dispatcher.join(LIMIT_S)
+        assert seen == [1]
+        dispatcher.close()
+
+    def test_what_is_run_need_not_wait_for_itself(self):
+        dispatcher = Dispatcher()
+        done = threading.Event()
+        dispatcher.call(lambda: (dispatcher.join(LIMIT_S), done.set()))
+        assert done.wait(LIMIT_S / 2)
+        dispatcher.close()
+
+    def test_it_does_not_keep_what_it_ran_last(self):
+        dispatcher = Dispatcher()
+        freed = threading.Event()
+
+        def hand_in():
+            def callback():
+                pass
+
+            weakref.finalize(callback, freed.set)
+            dispatcher.call(callback)
+
+        hand_in()
+        assert freed.wait(LIMIT_S)
+        dispatcher.close()
+
+    def test_a_forgotten_supervisor_may_be_collected_amid_a_call(self, monkeypatch):
+        """The collector runs where it likes, and the Supervisor's finalizer closes this."""
+        dispatcher = Dispatcher()
+
+        class Collecting(threading.Thread):
+            def __init__(self, **arguments):
+                dispatcher.close()
+                super().__init__(**arguments)
+
+        done = threading.Event()
+        caller = threading.Thread(target=dispatcher.call, args=[done.set], daemon=True)
+        monkeypatch.setattr("soloist.supervisor.futures.threading.Thread", Collecting)
+        caller.start()
+        assert done.wait(LIMIT_S)
 
     def test_many_threads_start_one(self):
         dispatcher = Dispatcher()
