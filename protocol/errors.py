@@ -322,7 +322,7 @@ def client_error(error: BaseException) -> ClientError:
     message = _text_of(error)
     try:
         trace = "".join(traceback.format_exception(error))
-    except Exception:  # noqa: BLE001 - it calls methods of the user's
+    except BaseException:  # noqa: BLE001 - it calls methods of the user's, which may even exit
         trace = "".join(traceback.format_tb(error.__traceback__))
     return ClientError(
         f"{name}: {message}" if message else name,
@@ -368,7 +368,7 @@ def _checked(kinds: Mapping[str, _Kinds], values: Mapping[str, Any]) -> dict[str
 def _text_of(error: BaseException) -> str:
     try:
         return _sendable(str(error))
-    except Exception as broken:  # noqa: BLE001 - a user's __str__ may raise anything
+    except BaseException as broken:  # noqa: BLE001 - a user's __str__ may raise anything
         return f"(its message could not be read: {type(broken).__name__})"
 
 

@@ -135,15 +135,16 @@ class TestCrossing:
         assert str(cross(ValueError())) == "ValueError"
 
     @pytest.mark.parametrize("base", [ValueError, errors.WorkerLost])
-    def test_survives_an_exception_that_cannot_be_printed(self, base):
+    @pytest.mark.parametrize("hostility", [RuntimeError, SystemExit])
+    def test_survives_an_exception_that_cannot_be_printed(self, base, hostility):
         class Hostile(base):
             def __str__(self):
-                raise RuntimeError("not even this")
+                raise hostility("not even this")
 
             __repr__ = __str__
 
         arrived = cross(Hostile())
-        assert "its message could not be read: RuntimeError" in str(arrived)
+        assert f"its message could not be read: {hostility.__name__}" in str(arrived)
 
     def test_survives_an_exception_whose_traceback_cannot_be_made(self):
         class Hostile(Exception):
