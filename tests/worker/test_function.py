@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from soloist.protocol.content import ResultMessage
-from soloist.protocol.errors import ResultNotSerializable
+from soloist.protocol.errors import ClientError, ResultNotSerializable
 from soloist.worker.clients.base import Client
 from soloist.worker.clients.function import AsyncFunctionClient, text_of
 
@@ -66,6 +66,14 @@ class TestAsyncFunctionClient:
             raise KeyError(prompt)
 
         with pytest.raises(KeyError, match="a"):
+            run(ask(AsyncFunctionClient(fail, {}), "a"))
+
+    @pytest.mark.parametrize("leave", [SystemExit, KeyboardInterrupt])
+    def test_what_would_end_the_loop_is_an_error_too(self, leave):
+        async def fail(prompt):
+            raise leave(prompt)
+
+        with pytest.raises(ClientError, match=f"{leave.__name__}: a"):
             run(ask(AsyncFunctionClient(fail, {}), "a"))
 
     def test_what_cannot_be_sent_is_refused(self):

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from soloist.protocol.content import Map, Message, ResultMessage, function_messages
-from soloist.protocol.errors import ResultNotSerializable
+from soloist.protocol.errors import ResultNotSerializable, client_error
 
 
 def text_of(value: object) -> str:
@@ -65,7 +65,7 @@ class AsyncFunctionClient:
     async def receive_response(self) -> AsyncIterator[Message]:
         """Run the callable and yield its answer; of an interrupted call, a result that says so."""
         started = time.monotonic()
-        task = self._task = asyncio.ensure_future(self._function(self._prompt))
+        task = self._task = asyncio.ensure_future(self._call())
         try:
             await asyncio.wait({task})
         finally:
@@ -87,6 +87,12 @@ class AsyncFunctionClient:
 
     async def disconnect(self) -> None:
         """Nothing to disconnect."""
+
+    async def _call(self) -> Any:
+        try:
+            return await self._function(self._prompt)
+        except (SystemExit, KeyboardInterrupt) as error:  # out of a task they would end the loop
+            raise client_error(error) from error
 
 
 def _cancelled(duration_s: float) -> ResultMessage:
