@@ -29,6 +29,8 @@ from soloist.protocol.errors import (
     LocalProtocolError,
     PayloadTooLarge,
     RemoteProtocolError,
+    SoloistError,
+    client_error,
 )
 
 MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
@@ -167,17 +169,18 @@ def encode_prompt(prompt: Prompt, max_bytes: int = MAX_PAYLOAD_BYTES) -> bytes:
         InvalidPrompt: neither, or not encodable (lone surrogates, foreign objects); the caller's.
         PayloadTooLarge: over ``max_bytes`` or ``MAX_DEPTH``; the caller's.
     """
-    if not isinstance(prompt, str):
-        _check_blocks(prompt, max_bytes)
-    elif len(prompt) > max_bytes:
+    if isinstance(prompt, str) and len(prompt) > max_bytes:
         raise _too_large("prompt", len(prompt), max_bytes)
     try:
         if isinstance(prompt, str):
             data = _TEXT + prompt.encode()
         else:
+            _check_blocks(prompt, max_bytes)
             data = _BLOCKS + msgpack.packb(prompt, use_bin_type=True)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidPrompt(f"the prompt cannot be encoded: {error}") from error
+    except SoloistError:
+        raise
+    except Exception as error:  # a list or map of a user's own class raises anything
+        raise InvalidPrompt(f"the prompt cannot be encoded: {client_error(error)}") from error
     if len(data) > max_bytes:
         raise _too_large("prompt", len(data), max_bytes)
     return data

@@ -325,6 +325,15 @@ class TestPrompts:
         with pytest.raises(InvalidPrompt):
             codec.encode_prompt([Changing(BLOCK)])
 
+    @pytest.mark.parametrize("method", ["get", "values"])
+    def test_of_a_class_that_raises_anything_is_the_callers_fault(self, method):
+        class Hostile(dict):
+            pass
+
+        setattr(Hostile, method, lambda *_: {}["the culprit"])
+        with pytest.raises(InvalidPrompt, match=r"KeyError.*the culprit"):
+            codec.encode_prompt([Hostile(BLOCK)])
+
     def test_are_measured_in_bytes_not_in_characters(self):
         assert len(codec.encode_prompt("é" * 9, max_bytes=19)) == 19
         with pytest.raises(PayloadTooLarge) as raised:
