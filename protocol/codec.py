@@ -97,6 +97,8 @@ _SHAPES: tuple[tuple[type[m.WireMessage], _Shape], ...] = (
     (m.Control, _Shape(_INT, _INT, _STR, _BYTES)),
     (m.Done, _Shape(_INT)),
     (m.Refused, _Shape(_INT, _ARRAY)),
+    (m.Ping, _Shape()),
+    (m.Pong, _Shape()),
 )
 _TAGS: dict[type[m.WireMessage], int] = {cls: tag for tag, (cls, _) in enumerate(_SHAPES)}
 _LEASE = _Shape(_INT, _BYTES, _BOOL)

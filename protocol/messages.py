@@ -49,6 +49,10 @@ class Stop(NamedTuple):
     """Supervisor -> worker: disconnect the client and exit."""
 
 
+class Ping(NamedTuple):
+    """Supervisor -> worker: say that your event loop turns. Sync callables are never asked."""
+
+
 class Command(NamedTuple):
     """Supervisor -> worker: call a method of the client that is no turn (``set_model``, ...).
 
@@ -117,6 +121,10 @@ class Control(NamedTuple):
     data: bytes
 
 
+class Pong(NamedTuple):
+    """Worker -> supervisor: the event loop turns."""
+
+
 class Done(NamedTuple):
     """Worker -> supervisor: the command of that number was carried out."""
 
@@ -159,9 +167,19 @@ class Failure(NamedTuple):
     error: ErrorInfo
 
 
-ToWorker: TypeAlias = Run | Interrupt | Stop | Command | ControlReply
+ToWorker: TypeAlias = Run | Interrupt | Stop | Command | ControlReply | Ping
 ToSupervisor: TypeAlias = (
-    Loaded | Ready | Broken | Snapshot | Control | Done | Refused | Streamed | Answer | Failure
+    Loaded
+    | Ready
+    | Broken
+    | Snapshot
+    | Control
+    | Pong
+    | Done
+    | Refused
+    | Streamed
+    | Answer
+    | Failure
 )
 WireMessage: TypeAlias = ToWorker | ToSupervisor
 Outcome: TypeAlias = Answer | Failure

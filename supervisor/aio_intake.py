@@ -87,7 +87,7 @@ class Core(Supervisor):
 
     def session_stats_soon(self, number: int) -> Future[SessionStats | None]:
         """See ``Reactor.session_stats``."""
-        return self._reactor.inbox.ask(lambda: self._reactor._brokers.stats_of(number))  # noqa: SLF001
+        return self._reactor.inbox.ask(lambda: self._reactor._session_stats(number))  # noqa: SLF001
 
     def command_soon(
         self, number: int, name: str, arguments: list[Any], done: Future[None]

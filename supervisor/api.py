@@ -75,6 +75,10 @@ class Supervisor:
         stream_buffer_bytes: how far the reader of ``query`` may fall behind.
         interrupt_grace_s: seconds that an interrupted turn may take to end before its worker is
             replaced.
+        wedge_after_s: seconds for which a client may block its worker's event loop before the
+            worker counts as wedged and is replaced: its request fails with ``WorkerLost``. A sync
+            callable blocks nothing and may take as long as ``timeout_s`` allows. ``None`` for no
+            limit. A worker whose process is stopped is found within 4 s, whatever this says.
         drain_timeout_s: seconds that leaving the ``with`` block waits for what is outstanding.
         max_restarts: workers that may fail to start, or die before their first answer, within
             ``restart_period_s``; ``max(20, 2 * size)`` unless given.
@@ -111,6 +115,7 @@ class Supervisor:
         max_payload_bytes: int = codec.MAX_PAYLOAD_BYTES,
         stream_buffer_bytes: int = 4 * 1024 * 1024,
         interrupt_grace_s: float = 5.0,
+        wedge_after_s: float | None = 30.0,
         drain_timeout_s: float | None = 30.0,
         max_restarts: int | None = None,
         restart_period_s: float = 30.0,
@@ -130,6 +135,7 @@ class Supervisor:
         if max_restarts is not None:
             limits.check_counts(0, max_restarts=max_restarts)
         limits.check_seconds(timeout_s=timeout_s, drain_timeout_s=drain_timeout_s)
+        limits.check_positive_seconds(wedge_after_s=wedge_after_s)
         limits.check_limited_seconds(
             interrupt_grace_s=interrupt_grace_s,
             restart_period_s=restart_period_s,
@@ -184,6 +190,7 @@ class Supervisor:
             sessions=sessions,
             desk=ControlDesk(on_control),
             interrupt_grace_s=interrupt_grace_s,
+            wedge_after_s=wedge_after_s,
         )
         self._reactor = reactor
         self._intake = Intake(
@@ -454,6 +461,7 @@ def _start(
     sessions: SessionPolicy,
     desk: ControlDesk,
     interrupt_grace_s: float,
+    wedge_after_s: float | None,
 ) -> Reactor:
     folder = RunFolder()
     try:
@@ -477,6 +485,7 @@ def _start(
             sessions=sessions,
             desk=desk,
             interrupt_grace_s=interrupt_grace_s,
+            wedge_after_s=wedge_after_s,
         )
     except BaseException:
         forkserver.stop(HELPER_STOP_S)

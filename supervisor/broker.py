@@ -55,7 +55,7 @@ from soloist.supervisor.crew import (
     Tell,
     Worker,
     drained,
-    exit_text,
+    end_text,
     lost_with,
     outcome_of,
 )
@@ -241,6 +241,14 @@ class Broker:
             return []
         return self._end(error)  # there was no conversation yet: the caller is told at once
 
+    def wedged(self, number: int, reason: str) -> list[Action]:
+        """The worker makes no progress any more; ``decide`` sees to it that it ends."""
+        worker = self.workers[number]
+        worker.wedged = reason
+        worker.interrupt_by = None
+        worker.advance(WorkerEvent.STOP)
+        return [Kill(number)]
+
     def spawn_failed(self, number: int, error: SoloistError, now: float) -> list[Action]:
         """The system refused to start the process."""
         return self.broken(number, error) + self.exited(number, None, (), now)
@@ -291,7 +299,7 @@ class Broker:
         if is_failure:
             self._restart.failed(now)
         self._cause = worker.broken or WorkerLost(
-            f"worker {number} {exit_text(exitcode)}", exitcode=exitcode
+            f"worker {number} {end_text(worker, exitcode)}", exitcode=exitcode
         )
         if self._can_go_on(worker, now):  # 2
             self._advance(SessionEvent.EXIT)
@@ -385,6 +393,7 @@ class Broker:
         request.attempts += 1
         worker.next_lease += 1
         worker.leases.append(request)
+        worker.busy_since = now
         self._limiter.take(now)
         self._idle_at = math.inf
         self._advance(SessionEvent.DISPATCH)

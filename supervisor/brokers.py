@@ -200,14 +200,14 @@ class Brokers:
         for closed in self._closing.pop(number, ()):
             closed.set_result(None)
 
-    def stats_of(self, number: int) -> SessionStats | None:
+    def stats_of(self, number: int, now: float) -> SessionStats | None:
         """A snapshot of one session; ``None`` if it is over."""
         broker = self._brokers.get(number)
-        return None if broker is None else self._stats(broker)
+        return None if broker is None else self._stats(broker, now)
 
-    def stats(self) -> tuple[SessionStats, ...]:
+    def stats(self, now: float) -> tuple[SessionStats, ...]:
         """A snapshot of all."""
-        return tuple(map(self._stats, self._brokers.values()))
+        return tuple(self._stats(broker, now) for broker in self._brokers.values())
 
     # -- time ------------------------------------------------------------------------------------
 
@@ -326,7 +326,8 @@ class Brokers:
         ready.set_exception(again(broker.refusal))
         return False
 
-    def _stats(self, broker: Broker) -> SessionStats:
+    def _stats(self, broker: Broker, now: float) -> SessionStats:
+        worker = next(iter(broker.workers.values()), None)
         return SessionStats(
             name=broker.name,
             state=broker.state.value,
@@ -334,7 +335,9 @@ class Brokers:
             endpoint=self._address(broker.number).endpoint,
             queued=broker.queued,
             answered=broker.answered_count,
-            pid=next((worker.pid for worker in broker.workers.values()), 0),
+            pid=0 if worker is None else worker.pid,
+            busy_s=0.0 if worker is None else worker.busy_s(now),
+            silent_s=0.0 if worker is None else worker.silent_s(now),
         )
 
 

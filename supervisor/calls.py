@@ -47,6 +47,10 @@ class Calls:
         self._commands[call] = (broker.number, done)
         return actions
 
+    def owers(self) -> set[int]:
+        """The numbers of the workers that owe a reply."""
+        return {number for number, _ in self._commands.values()}
+
     def done(self, reply: Done | Refused) -> None:
         """Take in the reply to a command."""
         error = None if isinstance(reply, Done) else from_info(reply.error)

@@ -88,6 +88,31 @@ class Ended(NamedTuple):
     number: int
 
 
+class Ping(NamedTuple):
+    """Ask the worker's event loop for a sign of life."""
+
+    number: int
+
+
+class Look(NamedTuple):
+    """Find out whether the worker's process is stopped; report with ``Health.seen``."""
+
+    number: int
+    incarnation: int
+
+
+class Wedged(NamedTuple):
+    """This worker makes no progress any more: end it, and say why.
+
+    ``is_blocked`` says that its event loop is, by the client that it runs.
+    """
+
+    number: int
+    incarnation: int
+    reason: str
+    is_blocked: bool = False
+
+
 Action: TypeAlias = (
     Spawn | Dispatch | Interrupt | Revoke | Inspect | Stop | Kill | Settle | Tell | Ended
 )
@@ -100,8 +125,10 @@ class Worker:
         "acked",
         "answered",
         "broken",
+        "busy_since",
         "claimed",
         "head_since",
+        "heard_at",
         "incarnation",
         "inspected",
         "interrupt_by",
@@ -112,6 +139,7 @@ class Worker:
         "number",
         "pid",
         "state",
+        "wedged",
     )
 
     def __init__(self, number: int, incarnation: int) -> None:
@@ -130,6 +158,9 @@ class Worker:
         self.is_interruptible = True
         self.pid = 0
         self.broken: SoloistError | None = None
+        self.wedged = ""  # why it had to be ended, if it made no progress any more
+        self.busy_since = 0.0  # when it got what it runs, or came to it
+        self.heard_at = 0.0  # when its last message came; 0 before the first
 
     def __repr__(self) -> str:
         return f"<Worker {self.number}.{self.incarnation} {self.state.value} {len(self.leases)}>"
@@ -146,7 +177,15 @@ class Worker:
     @property
     def is_ended_by_us(self) -> bool:
         """Whether it was told to exit or killed, so that its end says nothing against it."""
-        return self.state is WorkerState.STOPPING and self.broken is None
+        return self.state is WorkerState.STOPPING and self.broken is None and not self.wedged
+
+    def busy_s(self, now: float) -> float:
+        """How long it has had the request that it runs; 0 without one."""
+        return now - self.busy_since if self.leases else 0.0
+
+    def silent_s(self, now: float) -> float:
+        """How long it has said nothing; 0 before its first message."""
+        return now - self.heard_at if self.heard_at else 0.0
 
     def grace_s(self, most_s: float) -> float:
         """How long an interrupted turn may take to end; a sync callable cannot be interrupted."""
@@ -174,10 +213,17 @@ def lost_with(worker: Worker, request: Request, exitcode: int | None) -> Soloist
     if request.state is RequestState.DRAINING:
         return drained(request)
     return WorkerLost(
-        f"worker {worker.number} (pid {worker.pid}) {exit_text(exitcode)} "
+        f"worker {worker.number} (pid {worker.pid}) {end_text(worker, exitcode)} "
         "while it ran the request; it may have run in part",
         exitcode=exitcode,
     )
+
+
+def end_text(worker: Worker, exitcode: int | None) -> str:
+    """How a worker ended, in words."""
+    if not worker.wedged:
+        return exit_text(exitcode)
+    return f"was wedged, {worker.wedged}, and {exit_text(exitcode)}"
 
 
 def exit_text(exitcode: int | None) -> str:

@@ -46,7 +46,7 @@ from soloist.supervisor.crew import (
     Stop,
     Worker,
     drained,
-    exit_text,
+    end_text,
     lost_with,
 )
 from soloist.supervisor.deadlines import Deadlines
@@ -221,6 +221,12 @@ class Pool:
             return []
         return self._fail_queue(type(error), str(error), error)
 
+    def wedged(self, number: int, reason: str) -> list[Action]:
+        """The worker makes no progress any more; what it has not begun runs elsewhere."""
+        worker = self.workers[number]
+        worker.wedged = reason
+        return self._kill(worker)
+
     def spawn_failed(self, number: int, error: SoloistError, now: float) -> list[Action]:
         """The system refused to start the process; if there is no other, who waits is told."""
         worker = self.workers[number]
@@ -254,7 +260,7 @@ class Pool:
                 actions.append(self._fail(request, drained(request)))
         if slowest_s < 0:
             return []
-        worker.head_since = now
+        worker.head_since = worker.busy_since = now
         if worker.interrupt_by is not None and worker.acked >= worker.interrupted:
             worker.interrupt_by = None
             del self._interrupting[number]
@@ -301,7 +307,7 @@ class Pool:
         if is_failure:
             self._restart.failed(now)
             self._last_failure = worker.broken or WorkerLost(
-                f"worker {number} {exit_text(exitcode)} before its first answer",
+                f"worker {number} {end_text(worker, exitcode)} before its first answer",
                 exitcode=exitcode,
             )
         elif self._closed is None:
@@ -414,7 +420,7 @@ class Pool:
     def _lease(self, worker: Worker, count: int, runs: dict[int, list[Lease]], now: float) -> None:
         """Give up to ``count`` requests, at least one, to a worker."""
         if not worker.leases:
-            worker.head_since = now
+            worker.head_since = worker.busy_since = now
         leases = runs.setdefault(worker.number, [])
         size = 0
         while count and self._queued and size < MAX_BATCH_BYTES:

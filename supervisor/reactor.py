@@ -21,12 +21,13 @@ import selectors
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
 from soloist.protocol import codec
 from soloist.protocol.errors import (
+    ClientConnectError,
     InvalidOptions,
     RemoteProtocolError,
     RequestCancelled,
@@ -45,6 +46,8 @@ from soloist.protocol.messages import (
     Done,
     Failure,
     Loaded,
+    Ping,
+    Pong,
     Ready,
     Refused,
     Snapshot,
@@ -71,8 +74,11 @@ from soloist.supervisor.crew import (
     Spawn,
     Stop,
     Tell,
+    Wedged,
+    Worker,
 )
 from soloist.supervisor.fronts import Fronts
+from soloist.supervisor.health import is_expected
 from soloist.supervisor.inbox import Inbox
 from soloist.supervisor.pool import Pool
 from soloist.supervisor.process import (
@@ -86,6 +92,7 @@ from soloist.supervisor.process import (
 from soloist.supervisor.request import POOL, Request
 from soloist.supervisor.results import SessionStats, Stats, WorkerStats
 from soloist.supervisor.shutdown import Phase, Shutdown
+from soloist.supervisor.watch import Watch
 
 log = logging.getLogger("soloist.supervisor")
 
@@ -109,6 +116,7 @@ class Reactor:
         sessions: how sessions are made.
         desk: answers what clients ask.
         interrupt_grace_s: time for interrupted turns to end.
+        wedge_after_s: how long a worker's event loop may be blocked; ``None`` for no limit.
     """
 
     def __init__(
@@ -121,6 +129,7 @@ class Reactor:
         sessions: SessionPolicy,
         desk: ControlDesk,
         interrupt_grace_s: float,
+        wedge_after_s: float | None,
     ) -> None:
         self._pool = pool
         self._folder = folder
@@ -139,6 +148,14 @@ class Reactor:
         self.inbox = Inbox()
         self.is_closed = self.inbox.is_closed
         self._processes: dict[int, WorkerProcess] = {}
+        self._watch = Watch(
+            wedge_after_s,
+            expected=self._expected,
+            processes=self._processes,
+            ping=self._ping,
+            wedged=self._wedged,
+            post=self.inbox.post,
+        )
         self._early: dict[int, list[WireMessage | RemoteProtocolError]] = {}
         self._shutdown: Shutdown | None = None
         self._idle_waiters: list[Future[None]] = []
@@ -163,6 +180,7 @@ class Reactor:
             Broken: self._broken,
             Snapshot: self._snapshot,
             Control: self._question,
+            Pong: lambda *_: None,  # that it came was the news
             Done: lambda _, reply: self._calls.done(reply),
             Refused: lambda _, reply: self._calls.done(reply),
         }
@@ -259,7 +277,7 @@ class Reactor:
     def session_stats(self, number: int) -> SessionStats | None:
         """A snapshot of one session; ``None`` if it is over."""
         try:
-            return self.inbox.ask(lambda: self._brokers.stats_of(number)).result()
+            return self.inbox.ask(lambda: self._session_stats(number)).result()
         except SupervisorClosed:
             return None
 
@@ -322,6 +340,7 @@ class Reactor:
         ends.callback(self._fronts.close)
         ends.callback(self._brokers.close_fronts)
         ends.callback(self._close_processes)
+        ends.callback(self._watch.close)
         self._spawner = Spawner(
             self._forkserver,
             self._template,
@@ -363,6 +382,7 @@ class Reactor:
 
     def _timeout(self) -> float:
         due = min(self._pool.next_deadline(), self._brokers.next_deadline())
+        due = min(due, self._watch.next_round())
         if self._shutdown is not None:
             due = min(due, self._shutdown.deadline())
         return min(_LONGEST_SLEEP_S, max(0.0, due - time.monotonic()))
@@ -383,6 +403,7 @@ class Reactor:
             worker = None if owner is None else owner.workers.get(number)
             if worker is None or worker.incarnation != incarnation:
                 continue  # an earlier incarnation's last words
+            worker.heard_at = time.monotonic()
             if number not in self._processes:
                 self._early.setdefault(number, []).extend(messages)
                 continue
@@ -422,6 +443,7 @@ class Reactor:
         self._crew(number).snapshot(number, message.data)
 
     def _decide(self, now: float) -> None:
+        self._watch.go_round(now)
         # Sessions first: under a rate limit they would starve behind a map. They cannot starve it,
         # for each has one request in flight at most.
         self._brokers.decide(now)
@@ -462,11 +484,13 @@ class Reactor:
 
     def _do_dispatch(self, action: Dispatch) -> None:
         process = self._processes[action.number]
+        self._watch.expect()
         process.ledger.grant(action.run.leases)
         # If it is gone its exit is about to be seen, and then what it did not claim waits again.
         self._channel.send(process.number, process.incarnation, action.run)
 
     def _do_spawn(self, action: Spawn) -> None:
+        self._watch.expect()
         self._spawner.spawn(action)
 
     def _do_revoke(self, action: Revoke) -> None:
@@ -482,6 +506,7 @@ class Reactor:
         self._channel.send(process.number, process.incarnation, message)
 
     def _do_stop(self, action: Stop) -> None:
+        self._watch.expect()
         process = self._processes.get(action.number)
         if process is None:
             return  # it is killed as soon as it is known
@@ -494,6 +519,7 @@ class Reactor:
             process.signal(signal.SIGKILL)
 
     def _do_tell(self, action: Tell) -> None:
+        self._watch.expect()
         process = self._processes[action.number]
         message = Command(action.call, action.name, action.arguments)
         self._channel.send(process.number, process.incarnation, message)
@@ -570,6 +596,32 @@ class Reactor:
             self._first_worker.set_result(None)
         else:
             self._first_worker.set_exception(error)
+
+    # -- wedged workers --------------------------------------------------------------------------
+
+    def _expected(self) -> Iterator[Worker]:
+        """The workers that have something to do."""
+        owers = self._calls.owers()
+        for crew in (self._pool, *self._brokers):
+            for number, worker in crew.workers.items():
+                if is_expected(worker) or number in owers:
+                    yield worker
+
+    def _ping(self, number: int) -> None:
+        process = self._processes[number]
+        self._channel.send(process.number, process.incarnation, Ping())
+
+    def _wedged(self, wedged: Wedged) -> None:
+        """End a worker that makes no progress; a client that blocks in connect cannot start."""
+        number = wedged.number
+        owner = self._owner(number)
+        worker = None if owner is None else owner.workers.get(number)
+        if owner is None or worker is None or worker.incarnation != wedged.incarnation:
+            return  # it has just gone
+        if wedged.is_blocked and worker.state is WorkerState.CONNECTING:
+            error = ClientConnectError(f"the client does not connect: {wedged.reason}")
+            self._execute(owner.broken(number, error))
+        self._execute(owner.wedged(number, wedged.reason))
 
     # -- beside the turns ------------------------------------------------------------------------
 
@@ -649,11 +701,19 @@ class Reactor:
 
     def _stats(self) -> Stats:
         pool = self._pool
+        now = time.monotonic()
         return Stats(
             size=pool.size,
             workers=tuple(
                 WorkerStats(
-                    w.number, w.incarnation, w.pid, w.state.value, len(w.leases), w.answered
+                    w.number,
+                    w.incarnation,
+                    w.pid,
+                    w.state.value,
+                    len(w.leases),
+                    w.answered,
+                    busy_s=w.busy_s(now),
+                    silent_s=w.silent_s(now),
                 )
                 for w in sorted(pool.workers.values(), key=lambda w: w.number)
             ),
@@ -661,9 +721,18 @@ class Reactor:
             running=pool.running,
             restarts=pool.restarts,
             is_closed=self._shutdown is not None,
-            sessions=self._brokers.stats(),
+            sessions=self._brokers.stats(now),
+            oldest_running_s=self._oldest_running_s(now),
             **self._counts,
         )
+
+    def _session_stats(self, number: int) -> SessionStats | None:
+        return self._brokers.stats_of(number, time.monotonic())
+
+    def _oldest_running_s(self, now: float) -> float:
+        crews = (self._pool, *self._brokers)
+        busy = (worker.busy_s(now) for crew in crews for worker in crew.workers.values())
+        return max(busy, default=0.0)
 
     # -- the end ---------------------------------------------------------------------------------
 

@@ -80,7 +80,10 @@ class WorkerStats:
     """One worker at the moment of the snapshot.
 
     ``state`` is one of ``starting``, ``connecting``, ``ready``, ``stopping``; ``running`` counts
-    the requests it holds, ``answered`` those of this incarnation.
+    the requests it holds, ``answered`` those of this incarnation. ``busy_s`` is how long it has
+    had the request that it runs, 0 without one; ``silent_s`` how long it has said nothing: an idle
+    worker has no reason to, a busy client is asked for a sign of life every now and then (see
+    ``wedge_after_s``), and a sync callable cannot give one before its answer.
     """
 
     number: int
@@ -89,6 +92,8 @@ class WorkerStats:
     state: str
     running: int
     answered: int
+    busy_s: float = 0.0
+    silent_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +103,7 @@ class SessionStats:
     ``name`` is empty for an owned session. ``state`` is one of ``starting``, ``idle``,
     ``running``, ``draining`` (the rest of a turn that nobody wants), ``lost``, ``closing``.
     ``queued`` requests wait, ``answered`` turns have ended in all incarnations. ``pid`` is its
-    worker's, 0 while there is none.
+    worker's, 0 while there is none; ``busy_s`` and ``silent_s`` are as in ``WorkerStats``.
     """
 
     name: str
@@ -108,6 +113,8 @@ class SessionStats:
     queued: int
     answered: int
     pid: int
+    busy_s: float = 0.0
+    silent_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +123,9 @@ class Stats:
 
     ``queued`` requests wait for a worker, ``running`` ones are held by one; ``answered``,
     ``failed`` and ``cancelled`` count outcomes since the start (timeouts and lost requests are
-    failures); ``restarts`` counts workers that replaced an earlier one.
+    failures); ``restarts`` counts workers that replaced an earlier one. ``oldest_running_s`` is
+    the longest ``busy_s`` of all workers, those of sessions included: whether the Supervisor makes
+    progress, where everything else only says that it lives.
     """
 
     size: int
@@ -129,3 +138,4 @@ class Stats:
     restarts: int
     is_closed: bool
     sessions: tuple[SessionStats, ...] = ()
+    oldest_running_s: float = 0.0

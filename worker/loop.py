@@ -34,6 +34,8 @@ from soloist.protocol.messages import (
     Interrupt,
     Lease,
     Loaded,
+    Ping,
+    Pong,
     Ready,
     Refused,
     Run,
@@ -349,16 +351,21 @@ class _AsyncLoop:
                 if self._idle is not None and not self._idle.done():
                     self._idle.set_result(None)
             case Interrupt(lease):
-                if lease == self._running:
-                    self._host.interrupt()
-                self._unwanted = max(self._unwanted, lease)
+                self._interrupt(lease)
             case Stop():
                 self._stopped.set()
             case ControlReply():
                 self._controls.resolve(message)
+            case Ping():  # answered here, amid a turn or a connect: what is asked is the loop
+                self._send(Pong())
             case Command():
                 task = asyncio.ensure_future(self._command(message))
                 self._commands.add(task)
                 task.add_done_callback(self._commands.discard)
             case _:
                 raise LocalProtocolError(f"a worker gets no {type(message).__name__}")
+
+    def _interrupt(self, lease: int) -> None:
+        if lease == self._running:
+            self._host.interrupt()
+        self._unwanted = max(self._unwanted, lease)

@@ -59,6 +59,8 @@ WIRE = {
     m.Control: st.builds(m.Control, numbers, numbers, texts, st.binary(max_size=20)),
     m.Done: st.builds(m.Done, numbers),
     m.Refused: st.builds(m.Refused, numbers, tuple_errors),
+    m.Ping: st.builds(m.Ping),
+    m.Pong: st.builds(m.Pong),
 }
 wire_messages = st.one_of(*WIRE.values())
 

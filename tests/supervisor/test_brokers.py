@@ -135,7 +135,7 @@ class World:
         return number
 
     def names(self):
-        return [stats.name for stats in self.brokers.stats()]
+        return [stats.name for stats in self.brokers.stats(self.now)]
 
     def is_clean(self):
         """Nothing is left of any session."""
@@ -520,23 +520,23 @@ class TestStatistics:
         world.submit(shared)
         world.submit(shared)
         world.decide()
-        first, second = world.brokers.stats()
+        first, second = world.brokers.stats(world.now)
         assert first.name == first.endpoint == ""
         assert (first.state, first.queued, first.pid) == ("idle", 0, 1000 + owned)
         assert (second.name, second.state, second.queued) == ("talk", "running", 1)
         assert second.endpoint == f"ipc:///run/s{shared}"
         assert (second.incarnation, second.answered) == (1, 0)
         world.answer(shared)
-        assert world.brokers.stats_of(shared).answered == 1
+        assert world.brokers.stats_of(shared, world.now).answered == 1
 
     def test_one_without_a_worker_has_no_pid(self):
         world = World()
         number = world.lost("talk")
-        stats = world.brokers.stats_of(number)
+        stats = world.brokers.stats_of(number, world.now)
         assert (stats.state, stats.pid, stats.incarnation) == ("lost", 0, 1)
 
     def test_there_are_none_of_what_is_over(self):
-        assert World().brokers.stats_of(77) is None
+        assert World().brokers.stats_of(77, 0.0) is None
 
     def test_it_can_be_walked_while_sessions_end(self):
         world = World()

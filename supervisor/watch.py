@@ -1,0 +1,91 @@
+"""Keeps an eye on workers: what :mod:`soloist.supervisor.health` decides, carried out.
+
+Owns the health and the monitor of one Supervisor. On the I/O thread.
+
+Invariant: when nobody has anything to do, nothing here costs anything.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from soloist.supervisor.crew import Look, Ping, Wedged, Worker
+from soloist.supervisor.health import Finding, Health
+from soloist.supervisor.monitor import Job, Monitor, Sighting
+from soloist.supervisor.process import HELPER_STOP_S, WorkerProcess
+
+log = logging.getLogger("soloist.supervisor")
+
+
+class Watch:
+    """Looks after the workers that have something to do.
+
+    Args:
+        wedge_after_s: see ``Supervisor``.
+        expected: gives those workers.
+        processes: every worker's process, by number.
+        ping: asks a worker's event loop for a sign of life.
+        wedged: ends a worker that makes no progress.
+        post: has something done on the I/O thread.
+    """
+
+    def __init__(
+        self,
+        wedge_after_s: float | None,
+        *,
+        expected: Callable[[], Iterable[Worker]],
+        processes: Mapping[int, WorkerProcess],
+        ping: Callable[[int], None],
+        wedged: Callable[[Wedged], None],
+        post: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self._health = Health(wedge_after_s)
+        self._monitor = Monitor(lambda sightings: post(lambda: self._seen(sightings)))
+        self._expected = expected
+        self._processes = processes
+        self._ping = ping
+        self._wedged = wedged
+
+    def expect(self) -> None:
+        """Somebody has got something to do."""
+        self._health.expect(time.monotonic())
+
+    def next_round(self) -> float:
+        """When ``go_round`` wants to be called; may be never."""
+        return self._health.next_round
+
+    def go_round(self, now: float) -> None:
+        """See to the workers, if it is time; after whatever they said has been taken in."""
+        if now >= self._health.next_round:
+            self._carry_out(self._health.check(now, self._expected()))
+
+    def close(self) -> None:
+        """Look no more."""
+        self._monitor.close(HELPER_STOP_S)
+
+    def _carry_out(self, findings: Iterable[Finding]) -> None:
+        jobs: list[Job] = []
+        for finding in findings:
+            match finding:
+                case Ping(number):
+                    self._ping(number)
+                case Look(number, incarnation):
+                    if (process := self._processes.get(number)) is not None:
+                        jobs.append(Job(number, incarnation, process.pid))
+                    else:  # it is being forked
+                        self._health.seen(number, incarnation, math.inf, is_stopped=False)
+                case Wedged():
+                    log.warning("worker %d is wedged: %s", finding.number, finding.reason)
+                    self._wedged(finding)
+        if jobs:
+            self._monitor.look(jobs)
+
+    def _seen(self, sightings: Sequence[Sighting]) -> None:
+        now = time.monotonic()
+        for sighting in sightings:
+            number, incarnation = sighting.number, sighting.incarnation
+            is_stopped = sighting.is_stopped
+            self._carry_out(self._health.seen(number, incarnation, now, is_stopped=is_stopped))
