@@ -54,30 +54,32 @@ class _Watch:
         "unseen_s",
     )
 
-    def __init__(self, worker: Worker, silent_s: float) -> None:
-        self.incarnation = worker.incarnation
-        self.heard_at = worker.heard_at
-        self.silent_s = silent_s
+    def __init__(self, incarnation: int) -> None:
+        self.incarnation = incarnation
+        self.heard_at = -math.inf
+        self.silent_s = 0.0
         self.asked_s: float | None = None  # since it was asked
         self.is_looked_at = False  # a look is on its way
-        self.unseen_s = silent_s  # since the last look, or word
+        self.unseen_s = 0.0  # since the last look, or word
         self.stopped_at: float | None = None  # when it was first seen stopped
-        self.stopping_s = 0.0
+        self.stopping_s = 0.0  # since it is to exit
 
-    def listen(self, worker: Worker) -> None:
-        """Begin anew if it has said something."""
-        if worker.heard_at != self.heard_at:
+    def go_on(self, worker: Worker, now: float, step_s: float) -> None:
+        """Another ``step_s`` have passed since the last round."""
+        if worker.heard_at == self.heard_at:
+            self.silent_s += step_s
+            self.unseen_s += step_s
+            if self.asked_s is not None:
+                self.asked_s += step_s
+        else:  # it has said something, or is new here
             self.heard_at = worker.heard_at
-            self.silent_s = self.unseen_s = 0.0
+            since = max(worker.heard_at, worker.busy_since)
+            self.silent_s = self.unseen_s = min(now - since, step_s)
             self.asked_s = self.stopped_at = None
-
-    def pass_time(self, step_s: float, *, is_stopping: bool) -> None:
-        """So long nothing was heard."""
-        self.silent_s += step_s
-        self.unseen_s += step_s
-        if self.asked_s is not None:
-            self.asked_s += step_s
-        self.stopping_s = self.stopping_s + step_s if is_stopping else 0.0
+        if not step_s:
+            self.stopped_at = None
+        if worker.state is WorkerState.STOPPING:
+            self.stopping_s += step_s
 
 
 class Health:
@@ -124,14 +126,8 @@ class Health:
         for worker in expected:
             watch = self._watches.get(worker.number)
             if watch is None or watch.incarnation != worker.incarnation:
-                since = max(worker.heard_at, worker.busy_since)
-                watch = _Watch(worker, min(now - since, step_s))
-            else:
-                watch.listen(worker)
-                is_stopping = worker.state is WorkerState.STOPPING
-                watch.pass_time(step_s, is_stopping=is_stopping)
-            if not step_s:
-                watch.stopped_at = None
+                watch = _Watch(worker.incarnation)
+            watch.go_on(worker, now, step_s)
             watches[worker.number] = watch
             findings += self._findings(worker, watch)
         self._watches = watches
@@ -161,7 +157,8 @@ class Health:
         number, incarnation = worker.number, worker.incarnation
         if watch.stopping_s >= EXIT_S:
             return [Wedged(number, incarnation, f"told to exit and still there after {EXIT_S:g} s")]
-        if watch.asked_s is not None and watch.asked_s >= self._wedge_after_s:
+        has_loop = worker.is_interruptible and worker.state in _LOOPING
+        if has_loop and watch.asked_s is not None and watch.asked_s >= self._wedge_after_s:
             reason = f"its event loop blocked for over {self._wedge_after_s:g} s"
             return [Wedged(number, incarnation, reason, is_blocked=True)]
         findings: list[Finding] = []
@@ -169,15 +166,11 @@ class Health:
             watch.is_looked_at = True
             watch.unseen_s = 0.0
             findings.append(Look(number, incarnation))
-        if watch.silent_s >= self._ask_after_s and watch.asked_s is None and _has_loop(worker):
+        if watch.silent_s >= self._ask_after_s and watch.asked_s is None and has_loop:
             watch.asked_s = 0.0
             findings.append(Ping(number))
         return findings
 
 
-def _has_loop(worker: Worker) -> bool:
-    """Whether an event loop is there to answer; when it has told to exit it no longer reads."""
-    return worker.is_interruptible and worker.state in _LOOPING
-
-
 _LOOPING = frozenset({WorkerState.CONNECTING, WorkerState.READY})
+"""States in which a client's event loop is there to answer; one that is to exit reads no more."""

@@ -77,7 +77,13 @@ def look(jobs: Iterable[Job]) -> list[Sighting]:
     jobs = list(jobs)
     memory = _tree_memory([job.pid for job in jobs if job.wants_memory])
     return [
-        Sighting(job.number, job.incarnation, _state(job.pid), memory.get(job.pid)) for job in jobs
+        Sighting(
+            job.number,
+            job.incarnation,
+            _state(job.pid),
+            memory.get(job.pid) if job.wants_memory else None,
+        )
+        for job in jobs
     ]
 
 

@@ -263,7 +263,7 @@ class Pool:
         worker.head_since = worker.busy_since = now
         if worker.interrupt_by is not None and worker.acked >= worker.interrupted:
             worker.interrupt_by = None
-            del self._interrupting[number]
+            self._interrupting.pop(number, None)  # one that is killed need not be among them
         self._restart.succeeded()
         self._learn(slowest_s)
         self._file(worker)

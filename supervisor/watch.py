@@ -48,6 +48,7 @@ class Watch:
         self._processes = processes
         self._ping = ping
         self._wedged = wedged
+        self._is_closed = False
 
     def expect(self) -> None:
         """Somebody has got something to do."""
@@ -63,7 +64,8 @@ class Watch:
             self._carry_out(self._health.check(now, self._expected()))
 
     def close(self) -> None:
-        """Look no more."""
+        """Look no more; what has been seen by then is of no use to anybody."""
+        self._is_closed = True
         self._monitor.close(HELPER_STOP_S)
 
     def _carry_out(self, findings: Iterable[Finding]) -> None:
@@ -85,6 +87,8 @@ class Watch:
 
     def _seen(self, sightings: Sequence[Sighting]) -> None:
         now = time.monotonic()
+        if self._is_closed:
+            return
         for sighting in sightings:
             number, incarnation = sighting.number, sighting.incarnation
             is_stopped = sighting.is_stopped

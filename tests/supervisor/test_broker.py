@@ -808,6 +808,79 @@ class TestDeath:
         assert world.broker.next_deadline() == math.inf
 
 
+class TestWedged:
+    def wedge(self, world, reason="stopped (process state T)"):
+        return world.execute(world.broker.wedged(NUMBER, reason))
+
+    def test_it_is_killed_its_request_lost_and_the_conversation_goes_on(self):
+        world, worker, request = busy_world()
+        (follower,) = world.submit()
+        assert self.wedge(world) == [Kill(NUMBER)]
+        assert world.decide() == []
+        worker.die()
+        lost = world.outcome(request)
+        assert type(lost) is WorkerLost
+        assert (lost.started, lost.exitcode) == (None, -9)
+        assert "was wedged, stopped (process state T)" in str(lost)
+        again = world.up()
+        assert again.incarnation == 2
+        world.decide()
+        again.answer()
+        assert type(world.outcome(follower)) is Answer
+
+    def test_without_a_snapshot_the_reason_is_that_of_the_loss(self):
+        world, worker, _ = busy_world(is_resumable=False)
+        (follower,) = world.submit()
+        self.wedge(world)
+        worker.die()
+        assert world.state is SessionState.LOST
+        assert type(world.outcome(follower)) is SessionLost
+        assert "was wedged, stopped" in str(world.outcome(follower))
+
+    def test_it_is_killed_until_it_is_gone(self):
+        world, _, _ = busy_world()
+        self.wedge(world)
+        world.decide()
+        assert world.tick(STOP_S) == [Kill(NUMBER)]
+
+    @pytest.mark.parametrize("how_far", ["starting", "connecting", "idle", "draining", "closing"])
+    def test_it_may_be_so_in_any_state(self, how_far):
+        world = World()
+        world.decide()
+        worker = world.worker
+        if how_far != "starting":
+            worker.load()
+        if how_far not in {"starting", "connecting"}:
+            worker.ready()
+        if how_far == "draining":
+            (request,) = world.submit()
+            world.decide()
+            worker.claim()
+            world.cancel(request)
+        if how_far == "closing":
+            world.close()
+            world.decide()
+        assert self.wedge(world) == [Kill(NUMBER)]
+        worker.die()
+        assert world.is_ended == (how_far == "closing")
+
+    def test_one_that_was_never_of_use_counts_towards_the_limit(self):
+        world = World(max_restarts=2)
+        (request,) = world.submit()
+        for _ in range(3):
+            world.tick(5.0)
+            self.wedge(world)
+            world.worker.die()
+        assert type(world.outcome(request)) is RestartLimitReached
+
+    def test_how_long_its_request_has_been_running(self):
+        world, worker, _ = busy_world()
+        view = world.broker.workers[NUMBER]
+        assert view.busy_s(world.now + 3) == 3
+        worker.answer()
+        assert view.busy_s(world.now + 3) == 0
+
+
 class TestBroken:
     def test_a_first_client_that_cannot_start_is_told_at_once(self):
         world = World()
@@ -1643,6 +1716,11 @@ class BrokerWalk(RuleBasedStateMachine):
             if isinstance(self.world.outcome(r), WorkerLost)
         ]
         assert lost in ([], [running]), "a death costs the request that ran and no other"
+
+    @a_worker(lambda w: True)
+    @rule()
+    def is_wedged(self):
+        self.world.execute(self.world.broker.wedged(NUMBER, "stopped"))
 
     @is_open
     @rule(drain=st.booleans(), dice=st.integers(1, 6))

@@ -1086,6 +1086,107 @@ class TestDeath:
             worker.answer()
 
 
+class TestWedged:
+    def wedge(self, world, number, reason="stopped (process state T)"):
+        return world.execute(world.pool.wedged(number, reason))
+
+    def test_it_is_killed_and_gets_nothing_more(self):
+        world, _, _ = busy_world()
+        assert self.wedge(world, 0) == [Kill(0)]
+        world.submit()
+        assert sent(world.decide()) == {}
+
+    def test_its_running_request_is_lost_and_the_error_says_why(self):
+        world, worker, request = busy_world()
+        self.wedge(world, 0)
+        worker.die()
+        lost = world.outcome(request)
+        assert isinstance(lost, WorkerLost)
+        assert (lost.started, lost.exitcode, lost.retryable) == (None, -9, True)
+        assert "was wedged, stopped (process state T), and was killed by signal 9" in str(lost)
+
+    def test_what_it_had_not_begun_runs_elsewhere(self):
+        world, worker, requests = batch_world(count=4)
+        worker.claim()
+        assert kinds(self.wedge(world, 0)) == ["Revoke", "Kill"]
+        assert list(world.pool._queue) == requests[1:]
+        worker.die()
+        assert [r for r in requests if world.outcome(r) is not None] == requests[:1]
+
+    def test_one_that_had_not_begun_its_only_request_costs_none(self):
+        world = World()
+        (worker,) = world.up(1)
+        (request,) = world.submit()
+        world.decide()
+        self.wedge(world, 0)
+        worker.die()
+        assert world.outcome(request) is None
+        assert request.attempts == 0
+        world.tick(1.0)
+        (again,) = world.up()
+        world.decide()
+        again.answer()
+        assert world.texts([request]) == ["answer 0"]
+
+    def test_a_worker_that_was_of_use_is_replaced_at_once(self):
+        world, worker, _ = busy_world()
+        worker.answer()
+        self.wedge(world, 0)
+        assert worker.die() == [Spawn(0, 2)]
+
+    def test_one_that_never_was_counts_towards_the_limit(self):
+        world = World(max_restarts=2)
+        (request,) = world.submit()
+        for _ in range(3):
+            world.tick(5.0)
+            (worker,) = world.workers.values()
+            worker.load()
+            self.wedge(world, 0)
+            worker.die()
+        world.decide()
+        assert isinstance(world.outcome(request), RestartLimitReached)
+        assert "was wedged" in str(world.outcome(request))
+
+    def test_amid_an_interrupt_it_is_not_killed_twice(self):
+        world, worker, request = busy_world()
+        world.cancel(request)
+        self.wedge(world, 0)
+        assert world.tick(GRACE_S + 1) == []
+        worker.die()
+        assert isinstance(world.outcome(request), RequestCancelled)
+
+    @pytest.mark.parametrize("how_far", ["starting", "connecting", "stopping"])
+    def test_it_may_be_so_in_any_state(self, how_far):
+        world = World()
+        world.execute([world.pool.start_worker()])
+        (worker,) = world.workers.values()
+        if how_far != "starting":
+            worker.load()
+        if how_far == "stopping":
+            world.execute(world.pool.stop_workers())
+        assert self.wedge(world, 0) == [Kill(0)]
+        worker.die()
+
+    def test_how_long_its_request_has_been_running(self):
+        world, worker, _ = busy_world()
+        view = world.pool.workers[0]
+        assert view.busy_s(world.now + 3) == 3
+        world.submit()
+        world.now += 10
+        world.decide()
+        worker.answer()
+        assert view.busy_s(world.now + 3) == 0
+        world.decide()
+        assert view.busy_s(world.now + 3) == 3
+
+    def test_how_long_it_has_been_silent(self):
+        world, _, _ = busy_world()
+        view = world.pool.workers[0]
+        assert view.silent_s(world.now) == 0
+        view.heard_at = world.now
+        assert view.silent_s(world.now + 7) == 7
+
+
 class TestLateReplies:
     def test_one_of_no_lease_is_dropped(self):
         world, worker, request = busy_world()
@@ -2152,6 +2253,12 @@ class PoolWalk(RuleBasedStateMachine):
             if isinstance(self.world.outcome(r), WorkerLost)
         ]
         assert lost in ([], [running]), "a death costs the request that ran and no other"
+
+    @any_worker(lambda self, w: True)
+    @rule(data=st.data())
+    def is_wedged(self, data):
+        worker = self.pick(data, bool)
+        self.world.execute(self.world.pool.wedged(worker.number, "stopped"))
 
     # -- what must hold ----------------------------------------------------------------------
 

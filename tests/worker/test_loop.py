@@ -32,6 +32,8 @@ from soloist.protocol.messages import (
     Interrupt,
     Lease,
     Loaded,
+    Ping,
+    Pong,
     Ready,
     Refused,
     Run,
@@ -778,6 +780,60 @@ class TestAsync:
         office.channel.inbox.append(Ready())
         with pytest.raises(LocalProtocolError, match="gets no Ready"):
             worker._drain()
+
+
+class TestSignsOfLife:
+    def pongs(self, office):
+        return sum(isinstance(message, Pong) for message in office.channel.sent)
+
+    def test_amid_a_turn_the_loop_answers(self, office):
+        async def scene(client):
+            news = News(office)
+            client.gates["a"] = asyncio.Event()
+            office.channel.put(office.run("a"))
+            await client.begun["a"].wait()
+            for count in (1, 2):
+                office.channel.put(Ping())
+                await news.until(lambda n=count: self.pongs(office) == n)
+            assert office.outcomes == []
+            client.gates["a"].set()
+            await news.outcomes(1)
+            office.channel.put(Stop())
+
+        is_well, _ = serve(office, scene)
+        assert is_well
+        assert self.pongs(office) == 2
+        assert office.texts == ["a"]
+
+    def test_also_while_the_client_connects(self, office):
+        is_up = asyncio.Event()
+
+        async def scene(client):
+            news = News(office)
+            office.channel.put(Ping())
+            await news.until(lambda: self.pongs(office))
+            assert len(office.channel.sent) == 1
+            is_up.set()
+            await news.until(lambda: isinstance(office.channel.sent[-1], Ready))
+            office.channel.put(Stop())
+
+        serve(office, scene, connect=is_up.wait)
+
+    def test_many_that_come_at_once_hold_nothing_up(self, office):
+        async def scene(client):
+            news = News(office)
+            office.channel.put(*[Ping()] * 50, office.run("a"), *[Ping()] * 50)
+            await news.outcomes(1)
+            await news.until(lambda: self.pongs(office) == 100)
+            office.channel.put(Stop())
+
+        serve(office, scene)
+        assert office.texts == ["a"]
+
+    def test_a_sync_callable_need_not_know_them(self, office):
+        serve_sync(office, str.upper, Ping(), office.run("a"))
+        assert office.texts == ["A"]
+        assert self.pongs(office) == 0
 
 
 class Conversation:
