@@ -188,26 +188,46 @@ class WorkerLost(SoloistError):
 
     Attributes:
         exitcode: exit code of the process, negative for a signal, ``None`` if unknown.
+        stderr: the last lines that it wrote to standard error, ``""`` if there are none.
     """
 
     code = "worker_lost"
     retryable = True
-    _details: ClassVar = {"exitcode": _WHOLE}
+    _details: ClassVar = {"exitcode": _WHOLE, "stderr": (str,)}
 
     def __init__(
-        self, message: str = "", *, exitcode: int | None = None, started: bool | None = None
+        self,
+        message: str = "",
+        *,
+        exitcode: int | None = None,
+        stderr: str = "",
+        started: bool | None = None,
     ) -> None:
         super().__init__(message, started=started)
         self.exitcode = exitcode
+        self.stderr = stderr
 
 
 class RestartLimitReached(SoloistError):
-    """Workers died too often before their first answer; the pool stopped replacing them."""
+    """Workers died too often before their first answer; the pool stopped replacing them.
+
+    Attributes:
+        causes: why the last few did, newest last: ``WorkerLost``, or the error of a failed start.
+            They stay where the Supervisor is: elsewhere it is empty, and the message names the
+            last.
+    """
 
     code = "restart_limit_reached"
 
-    def __init__(self, message: str = "", *, started: bool | None = False) -> None:
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        causes: tuple[SoloistError, ...] = (),
+        started: bool | None = False,
+    ) -> None:
         super().__init__(message, started=started)
+        self.causes = causes
 
 
 class QueueFull(SoloistError):

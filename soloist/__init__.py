@@ -3,6 +3,8 @@
 ``from soloist import Supervisor`` is all that most programs need.
 """
 
+import logging
+
 from soloist.protocol.codec import Prompt
 from soloist.protocol.content import (
     AssistantMessage,
@@ -60,6 +62,9 @@ from soloist.supervisor.session import Session, SharedSession
 from soloist.worker.control import ask_caller, ask_hook, ask_permission
 
 __version__ = "0.1.0"
+
+# What the library and its workers say is for whoever asks logging for it, see docs/logging.md.
+logging.getLogger("soloist").addHandler(logging.NullHandler())
 
 __all__ = [
     "AssistantMessage",

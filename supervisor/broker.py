@@ -56,6 +56,7 @@ from soloist.supervisor.crew import (
     Worker,
     drained,
     end_text,
+    last_words,
     lost_with,
     outcome_of,
 )
@@ -280,7 +281,12 @@ class Broker:
         return actions
 
     def exited(
-        self, number: int, exitcode: int | None, unclaimed: Iterable[int], now: float
+        self,
+        number: int,
+        exitcode: int | None,
+        unclaimed: Iterable[int],
+        now: float,
+        stderr: str = "",
     ) -> list[Action]:
         """The worker's process has ended and everything it said has been read.
 
@@ -292,15 +298,17 @@ class Broker:
         is_failure = worker.answered == 0 and not worker.is_ended_by_us
         worker.advance(WorkerEvent.EXITED)
         self._idle_at = self._stop_by = math.inf
-        actions = self._give_up(worker, exitcode, set(unclaimed))
+        actions = self._give_up(worker, exitcode, set(unclaimed), stderr)
         if self.state is SessionState.CLOSING:  # 1
             self._advance(SessionEvent.EXIT)
             return [*actions, *self._fail_queue(self.refusal), Ended(self.number)]
-        if is_failure:
-            self._restart.failed(now)
         self._cause = worker.broken or WorkerLost(
-            f"worker {number} {end_text(worker, exitcode)}", exitcode=exitcode
+            f"worker {number} {end_text(worker, exitcode)}{last_words(stderr)}",
+            exitcode=exitcode,
+            stderr=stderr,
         )
+        if is_failure:
+            self._restart.failed(now, self._cause)
         if self._can_go_on(worker, now):  # 2
             self._advance(SessionEvent.EXIT)
             self._spawn_at = self._restart.not_before() if is_failure else now
@@ -462,7 +470,9 @@ class Broker:
         worker.interrupt_by = now + worker.grace_s(self._interrupt_grace_s)
         return [Interrupt(self.number, request.lease)] if worker.is_interruptible else []
 
-    def _give_up(self, worker: Worker, exitcode: int | None, unclaimed: set[int]) -> list[Action]:
+    def _give_up(
+        self, worker: Worker, exitcode: int | None, unclaimed: set[int], stderr: str
+    ) -> list[Action]:
         """What a dead worker was running is lost; if it had not begun, it waits again, first."""
         actions: list[Action] = []
         for request in worker.leases:
@@ -478,7 +488,8 @@ class Broker:
             elif request.state is RequestState.DRAINING and request.error is not None:
                 request.error.started = False
             if request.state is not RequestState.SETTLED:
-                actions.append(self._settle(request, lost_with(worker, request, exitcode)))
+                lost = lost_with(worker, request, exitcode, stderr)
+                actions.append(self._settle(request, lost))
         worker.leases.clear()
         return actions
 
@@ -498,7 +509,10 @@ class Broker:
         self._advance(SessionEvent.LOSE)
         error: SoloistError
         if self._restart.is_exhausted(now) and not self._has_history:
-            error = RestartLimitReached(f"{self._restart.describe()}; the last: {self._cause}")
+            error = RestartLimitReached(
+                f"{self._restart.describe()}; the last: {self._cause}",
+                causes=self._restart.causes,
+            )
         else:
             error = SessionLost(
                 f"the conversation is lost: {self._cause}. Close the session to begin another",
@@ -566,4 +580,6 @@ def again(error: SoloistError) -> SoloistError:
     """The same error as an object of its own, as each caller may raise it."""
     copy = from_info(to_info(error))
     copy.__cause__ = error.__cause__
+    if isinstance(error, RestartLimitReached):
+        copy.causes = error.causes  # type: ignore[attr-defined]
     return copy

@@ -56,11 +56,12 @@ class Calls:
         error = None if isinstance(reply, Done) else from_info(reply.error)
         self._end(reply.number, error)
 
-    def lost(self, number: int, exitcode: int | None) -> None:
+    def lost(self, number: int, exitcode: int | None, stderr: str = "") -> None:
         """The worker of that number has died, or its session is over."""
         for call, (owner, _) in list(self._commands.items()):
             if owner == number:
-                self._end(call, WorkerLost("the worker died meanwhile", exitcode=exitcode))
+                error = WorkerLost("the worker died meanwhile", exitcode=exitcode, stderr=stderr)
+                self._end(call, error)
 
     def give_up(self, error: SoloistError) -> None:
         """Tell everybody who may still wait."""

@@ -14,6 +14,7 @@ from soloist.protocol.messages import Answer, Failure, Run
 from soloist.protocol.transitions import WORKER, RequestState, WorkerEvent, WorkerState, advance
 from soloist.supervisor.request import Outcome, Request
 
+_MAX_WORDS = 300
 SYNC_GRACE_S = 0.05
 """A sync callable cannot be interrupted: this long it may end by itself, then its worker is
 replaced."""
@@ -208,14 +209,17 @@ def drained(request: Request, outcome: Outcome | None = None) -> SoloistError:
     return request.error
 
 
-def lost_with(worker: Worker, request: Request, exitcode: int | None) -> SoloistError:
+def lost_with(
+    worker: Worker, request: Request, exitcode: int | None, stderr: str = ""
+) -> SoloistError:
     """What the caller gets whose request was running when the worker died."""
     if request.state is RequestState.DRAINING:
         return drained(request)
     return WorkerLost(
         f"worker {worker.number} (pid {worker.pid}) {end_text(worker, exitcode)} "
-        "while it ran the request; it may have run in part",
+        f"while it ran the request; it may have run in part{last_words(stderr)}",
         exitcode=exitcode,
+        stderr=stderr,
     )
 
 
@@ -231,3 +235,11 @@ def exit_text(exitcode: int | None) -> str:
     if exitcode is None:
         return "died"
     return f"was killed by signal {-exitcode}" if exitcode < 0 else f"exited with code {exitcode}"
+
+
+def last_words(stderr: str) -> str:
+    """The last line of a dead worker's standard error, as the end of a message."""
+    line = next((line for line in reversed(stderr.split("\n")) if line.strip()), "").strip()
+    if not line:
+        return ""
+    return f". Its last words: {line if len(line) <= _MAX_WORDS else line[:_MAX_WORDS] + ' ...'}"

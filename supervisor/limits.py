@@ -7,7 +7,8 @@ import threading
 
 from soloist.protocol.errors import InvalidOptions, TooManyWorkers
 
-_PER_WORKER = 6  # pidfd, status, both ends of the grants, ledger, its socket connection
+_PER_WORKER = 8
+"""Pidfd, status, both ends of the grants, ledger, its socket connection, its two outputs."""
 _BASE = 64
 
 

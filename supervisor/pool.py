@@ -47,6 +47,7 @@ from soloist.supervisor.crew import (
     Worker,
     drained,
     end_text,
+    last_words,
     lost_with,
 )
 from soloist.supervisor.deadlines import Deadlines
@@ -284,12 +285,18 @@ class Pool:
         self._file(worker)
 
     def exited(
-        self, number: int, exitcode: int | None, unclaimed: Iterable[int], now: float
+        self,
+        number: int,
+        exitcode: int | None,
+        unclaimed: Iterable[int],
+        now: float,
+        stderr: str = "",
     ) -> list[Action]:
         """The worker's process has ended and everything it said has been read.
 
         What it had not claimed waits again, at most one attempt is lost, and the worker is
-        replaced as far as the restart policy allows.
+        replaced as far as the restart policy allows. A request that runs again after it has
+        killed a worker counts once: the next death is its fault, not the client's.
         """
         worker = self.workers[number]
         if worker.leases:
@@ -297,19 +304,23 @@ class Pool:
         is_failure = worker.answered == 0 and not worker.is_ended_by_us
         worker.advance(WorkerEvent.EXITED)
         lost = list(worker.leases)
+        is_failure = is_failure and not any(request.has_killed for request in lost)
         worker.leases.clear()
         self._forget(worker)
         actions: list[Action] = []
         for request in lost:
+            request.has_killed = True
             if request.state is not RequestState.SETTLED:
-                error = lost_with(worker, request, exitcode)
+                error = lost_with(worker, request, exitcode, stderr)
                 actions += self._failed(request, error, worker.head_since, now)
         if is_failure:
-            self._restart.failed(now)
             self._last_failure = worker.broken or WorkerLost(
-                f"worker {number} {end_text(worker, exitcode)} before its first answer",
+                f"worker {number} {end_text(worker, exitcode)} before its first answer"
+                f"{last_words(stderr)}",
                 exitcode=exitcode,
+                stderr=stderr,
             )
+            self._restart.failed(now, self._last_failure)
         elif self._closed is None:
             actions.append(self.start_worker())
         return actions
@@ -588,6 +599,8 @@ class Pool:
         for request in waiting:
             error = cls(message, started=False)
             error.__cause__ = cause
+            if isinstance(error, RestartLimitReached):
+                error.causes = self._restart.causes
             actions.append(self._fail(request, error))
         return actions
 

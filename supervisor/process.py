@@ -37,8 +37,9 @@ from multiprocess.context import reduction
 
 from soloist.protocol.errors import ClientConnectError, SoloistError, SupervisorClosed, WorkerLost
 from soloist.supervisor.channel import identity
-from soloist.supervisor.crew import Spawn
+from soloist.supervisor.crew import Spawn, last_words
 from soloist.supervisor.ledger import Ledger
+from soloist.supervisor.output import Output, Pipes
 from soloist.worker import main as worker_main
 
 WorkerConfig = worker_main.WorkerConfig
@@ -136,6 +137,8 @@ class Forkserver(mp_forkserver.ForkServer):  # type: ignore[misc] # multiprocess
         self._changes = threading.RLock()  # stop() may come while ensure_running() is at work
         self._is_stopped = False
         self.pid = 0
+        self._output: Output | None = None  # the helper's, until somebody takes it
+        self._take_output: Callable[[Output], None] | None = None
 
     def ensure_running(self) -> None:
         """Start the helper unless it runs.
@@ -162,10 +165,29 @@ class Forkserver(mp_forkserver.ForkServer):  # type: ignore[misc] # multiprocess
             ends.callback(os.close, alive_r)
             report_r, report_w = os.pipe()
             report = ends.enter_context(os.fdopen(report_r, "rb"))
-            with os.fdopen(report_w, "wb") as writer:
-                self._guard = self._start(listener.fileno(), alive_r, writer.fileno())
-            self.pid = self._read_report(report)
+            pipes = Pipes()
+            with contextlib.ExitStack() as undo:
+                undo.callback(pipes.close)
+                with os.fdopen(report_w, "wb") as writer:
+                    self._guard = self._start(listener.fileno(), alive_r, writer.fileno(), pipes)
+                pipes.close_writers()  # so that its end is the end of file
+                output = Output.of_helper(pipes, self._starts)
+                self.pid = self._read_report(report, output)
+                undo.pop_all()
         self._forkserver_address = address
+        self._output = output
+        self._hand_output_over()
+
+    def hand_output_to(self, take: Callable[[Output], None]) -> None:
+        """Have ``take`` called with what each helper prints, this one's and later ones'."""
+        with self._changes:
+            self._take_output = take
+            self._hand_output_over()
+
+    def _hand_output_over(self) -> None:
+        if self._take_output is not None and self._output is not None:
+            self._take_output(self._output)
+            self._output = None
 
     def connect_to_new_process(self, fds: list[int]) -> tuple[int, int]:
         """Fork a process that inherits ``fds``: ``(status pipe, data pipe)``.
@@ -193,6 +215,7 @@ class Forkserver(mp_forkserver.ForkServer):  # type: ignore[misc] # multiprocess
         """End the helper for good; its guards end whatever is left below it."""
         self._is_stopped = True
         self._end_helper(timeout_s)
+        self._close_output()
 
     def _end_helper(self, timeout_s: float) -> None:
         guard = self._guard
@@ -213,13 +236,21 @@ class Forkserver(mp_forkserver.ForkServer):  # type: ignore[misc] # multiprocess
         if self._guard is not None:
             self._guard.returncode = 0  # not this process's child
         self._let_go()
+        self._close_output()
+
+    def _close_output(self) -> None:
+        output, self._output = self._output, None
+        if output is not None:
+            output.close()
 
     def _let_go(self) -> None:
         alive_w, self._alive_w = self._alive_w, -1
         if alive_w >= 0:
             os.close(alive_w)
 
-    def _start(self, listener: int, alive: int, report: int) -> subprocess.Popen[bytes]:
+    def _start(
+        self, listener: int, alive: int, report: int, pipes: Pipes
+    ) -> subprocess.Popen[bytes]:
         code = _CODE.format(
             sys_path=[path or os.getcwd() for path in sys.path],
             listener=listener,
@@ -233,17 +264,16 @@ class Forkserver(mp_forkserver.ForkServer):  # type: ignore[misc] # multiprocess
         return subprocess.Popen(  # noqa: S603 - our own interpreter and our own code
             [sys.executable, *flags, "-c", code],
             stdin=subprocess.DEVNULL,
-            # A worker's print() must not mix with the user's own output.
-            stdout=subprocess.DEVNULL if sys.__stderr__ is None else 2,
-            stderr=subprocess.DEVNULL if sys.__stderr__ is None else None,
+            stdout=pipes.writers[0],
+            stderr=pipes.writers[1],
             pass_fds=(listener, alive, report),
             env=self._environment,
         )
 
-    def _read_report(self, report: io.BufferedReader) -> int:
+    def _read_report(self, report: io.BufferedReader, output: Output) -> int:
         if self._is_stopped:  # meanwhile, on another thread
             self._end_helper(_HELPER_END_S)
-        is_late = not _is_readable_within(report.fileno(), _START_S)
+        is_late = not output.wait_beside(report.fileno(), _START_S)
         # One line, not all: a fork of the user's may hold the other end for long.
         data = b"" if is_late else report.readline()
         answer = json.loads(data) if data else {"error": "it ended before it was ready"}
@@ -251,7 +281,8 @@ class Forkserver(mp_forkserver.ForkServer):  # type: ignore[misc] # multiprocess
             answer = {"error": f"it imported its preloads for over {_START_S:g} s"}
         if "error" in answer:
             self._end_helper(_HELPER_END_S)
-            raise ClientConnectError(f"the spawning helper cannot start: {answer['error']}")
+            reason = f"{answer['error']}{last_words(output.stderr())}"
+            raise ClientConnectError(f"the spawning helper cannot start: {reason}")
         return int(answer["pid"])
 
 
@@ -264,15 +295,24 @@ class WorkerProcess:
         pid: its process id.
         status: descriptor that gives the exit code once the process has been reaped.
         ledger: grants and outcomes.
+        output: what it prints.
     """
 
     def __init__(
-        self, number: int, incarnation: int, pid: int, status: int, ledger: Ledger
+        self,
+        number: int,
+        incarnation: int,
+        pid: int,
+        *,
+        status: int,
+        ledger: Ledger,
+        output: Output,
     ) -> None:
         self.number = number
         self.incarnation = incarnation
         self.pid = pid
         self.ledger = ledger
+        self.output = output
         self._status = status
         self._pidfd = _open_pidfd(pid)
 
@@ -302,6 +342,7 @@ class WorkerProcess:
         if self._pidfd is not None:
             os.close(self._pidfd)
         self.ledger.close()
+        self.output.close()
 
 
 class _Fork:
@@ -320,21 +361,34 @@ class _Fork:
         with contextlib.ExitStack() as undo:
             self._ledger = Ledger()
             undo.callback(self._ledger.close)
+            self._pipes = Pipes()
+            undo.callback(self._pipes.close)
             self._status, data = forkserver.connect_to_new_process(
-                [self._ledger.grants_r, self._ledger.outcomes]
+                [self._ledger.grants_r, self._ledger.outcomes, *self._pipes.writers]
             )
+            self._pipes.close_writers()
             undo.callback(os.close, self._status)
             with os.fdopen(data, "wb") as pipe:
                 pipe.write(buffer.getbuffer())
             self._undo = undo.pop_all()
 
-    def finish(self, number: int, incarnation: int) -> WorkerProcess:
+    def finish(self, order: Spawn) -> WorkerProcess:
         """Wait for the process."""
         with self._undo as undo:
             if not _is_readable_within(self._status, _FORK_S):
                 raise ConnectionError(f"the spawning helper forked nothing for {_FORK_S:g} s")
             pid = mp_forkserver.read_signed(self._status)
-            process = WorkerProcess(number, incarnation, pid, self._status, self._ledger)
+            output = Output.of_worker(
+                self._pipes, order.number, order.incarnation, is_session=order.is_session
+            )
+            process = WorkerProcess(
+                order.number,
+                order.incarnation,
+                pid,
+                status=self._status,
+                ledger=self._ledger,
+                output=output,
+            )
             undo.pop_all()
         return process
 
@@ -426,7 +480,7 @@ class Spawner:
                 if fork is None:
                     self._forkserver.ensure_running()
                     fork = _Fork(self._forkserver, self._config(order))
-                return fork.finish(order.number, order.incarnation)
+                return fork.finish(order)
             except (EOFError, BrokenPipeError, ConnectionError, FileNotFoundError):
                 fork = None
                 if time.monotonic() > deadline:

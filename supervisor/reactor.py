@@ -76,10 +76,13 @@ from soloist.supervisor.crew import (
     Tell,
     Wedged,
     Worker,
+    last_words,
 )
 from soloist.supervisor.fronts import Fronts
 from soloist.supervisor.health import is_expected
 from soloist.supervisor.inbox import Inbox
+from soloist.supervisor.journal import Journal
+from soloist.supervisor.output import Output, Outputs
 from soloist.supervisor.pool import Pool
 from soloist.supervisor.process import (
     HELPER_STOP_S,
@@ -159,6 +162,7 @@ class Reactor:
         self._early: dict[int, list[WireMessage | RemoteProtocolError]] = {}
         self._shutdown: Shutdown | None = None
         self._idle_waiters: list[Future[None]] = []
+        self._journal = Journal()
         self._counts = {"answered": 0, "failed": 0, "cancelled": 0}
         self._first_worker: Future[None] = Future()
         self._ends = contextlib.ExitStack()
@@ -317,6 +321,7 @@ class Reactor:
     def _open(self) -> None:
         """Open what the thread owns; what is opened first is closed last, also after a failure."""
         ends = self._ends
+        ends.callback(self._journal.close)
         ends.callback(self._folder.remove)
         ends.callback(self._forkserver.stop, HELPER_STOP_S)
         self._channel = Channel(
@@ -326,6 +331,10 @@ class Reactor:
         self._selector = ends.enter_context(selectors.DefaultSelector())
         self._selector.register(self.inbox, selectors.EVENT_READ, self.inbox)
         self._selector.register(self._channel.fileno(), selectors.EVENT_READ, self._channel)
+        self._outputs = Outputs(self._journal)
+        ends.callback(self._outputs.close)
+        self._selector.register(self._outputs, selectors.EVENT_READ, self._outputs)
+        self._forkserver.hand_output_to(self._has_new_output)
         self._fronts = Fronts(
             self._selector,
             self._folder.session_endpoint,
@@ -364,14 +373,20 @@ class Reactor:
         events = self._selector.select(self._timeout())
         self.inbox.has_woken()
         for key, _ in events:
-            if key.data is self.inbox:
-                self.inbox.clear()
-            elif key.data is self._channel:
-                self._channel.wake()
-            elif isinstance(key.data, WorkerProcess):
-                self._exited(key.data)
-            elif key.data is not None:
-                self._fronts.wake(key.data)
+            self._wake(key.data)
+
+    def _wake(self, source: Any) -> None:
+        """Something that was registered has something to read."""
+        if source is self.inbox:
+            self.inbox.clear()
+        elif source is self._channel:
+            self._channel.wake()
+        elif source is self._outputs:
+            self._outputs.read()
+        elif isinstance(source, WorkerProcess):
+            self._exited(source)
+        elif source is not None:
+            self._fronts.wake(source)
 
     def _has_input(self) -> bool:
         """Whether something has come that no descriptor will report."""
@@ -534,10 +549,21 @@ class Reactor:
             return
         self._processes[number] = process
         self._selector.register(process.fileno(), selectors.EVENT_READ, process)
+        self._outputs.add(process.output)
         worker = self._crew(number).workers[number]
         if worker.state is WorkerState.STOPPING:  # nobody wants it any more
             process.signal(signal.SIGKILL)
         self._handle_all(number, self._early.pop(number, []))
+
+    def _has_new_output(self, output: Output) -> None:
+        """A helper has started; called on its starter's thread."""
+        self.inbox.post(lambda: self._take_output(output))
+
+    def _take_output(self, output: Output) -> None:
+        if self.is_closed.is_set():
+            output.close()
+        else:
+            self._outputs.add(output)
 
     def _spawn_failed(self, number: int, incarnation: int, error: SoloistError) -> None:
         del incarnation
@@ -556,17 +582,20 @@ class Reactor:
         number = process.number
         self._handle_all(number, process.ledger.read())
         unclaimed = process.ledger.take_back()
+        stderr = self._outputs.finish(process.output)
         exitcode = process.exitcode()
         crew = self._crew(number)
         log.info("%r exited with code %s", crew.workers[number], exitcode)
         del self._processes[number]
         process.close()
-        self._calls.lost(number, exitcode)
-        self._execute(crew.exited(number, exitcode, unclaimed, time.monotonic()))
+        self._calls.lost(number, exitcode, stderr)
+        self._execute(crew.exited(number, exitcode, unclaimed, time.monotonic(), stderr))
         self._first_worker_is(
             WorkerLost(
-                f"the first worker died while it loaded the client (code {exitcode})",
+                f"the first worker died while it loaded the client (code {exitcode})"
+                f"{last_words(stderr)}",
                 exitcode=exitcode,
+                stderr=stderr,
             )
         )
 
@@ -749,6 +778,7 @@ class Reactor:
 
     def _close_processes(self) -> None:
         for process in self._processes.values():
+            self._outputs.finish(process.output)
             process.close()
 
     def _after_the_end(self) -> None:

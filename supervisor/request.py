@@ -53,6 +53,7 @@ class Request:
     attempts = 0
     failure: SoloistError | None = None  # what its last attempt ended with, if it was retried
     may_have_run = False  # in an attempt that was retried
+    has_killed = False  # a worker died while it ran this
     began = 0.0  # when its first attempt did, if that was retried
     session = POOL
     on_control: Any = None  # answers what the client asks its caller meanwhile

@@ -14,6 +14,11 @@ import random
 from collections import deque
 from collections.abc import Callable
 
+from soloist.protocol.errors import SoloistError
+
+_MAX_CAUSES = 5
+"""So many of the last errors are kept."""
+
 
 class RestartPolicy:
     """Intensity as OTP's supervisors have it, with backoff.
@@ -41,12 +46,20 @@ class RestartPolicy:
         self._max_delay_s = max_delay_s
         self._jitter = jitter
         self._failures: deque[float] = deque(maxlen=max_restarts + 1)
+        self._causes: deque[SoloistError] = deque(maxlen=_MAX_CAUSES)
         self._in_a_row = 0
         self._not_before = 0.0
 
-    def failed(self, now: float) -> None:
+    @property
+    def causes(self) -> tuple[SoloistError, ...]:
+        """Why the last few died, newest last."""
+        return tuple(self._causes)
+
+    def failed(self, now: float, cause: SoloistError | None = None) -> None:
         """A worker died before it was of any use."""
         self._failures.append(now)
+        if cause is not None:
+            self._causes.append(cause)
         delay = min(self._first_delay_s * 2.0**self._in_a_row, self._max_delay_s)
         self._in_a_row = min(self._in_a_row + 1, 32)
         self._not_before = now + delay * (0.5 + 0.5 * self._jitter())

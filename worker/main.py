@@ -8,12 +8,15 @@ imports the user's main module.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import gc
 import importlib
 import inspect
+import io
 import json
+import logging
 import os
 import signal
 import sys
@@ -49,6 +52,7 @@ def serve_forks(
     """
     guard.stand(run_dir, parent)
     error = _preload(preload)
+    flush()  # else every worker would print it again
     answer = {"error": error} if error else {"pid": os.getpid()}
     os.write(report, json.dumps(answer).encode() + b"\n")
     os.close(report)
@@ -89,8 +93,12 @@ class WorkerConfig:
     connect_timeout_s: float | None = None
 
     def _bootstrap(self, _parent_sentinel: int) -> int:
-        grants, outcomes = mp_forkserver.get_inherited_fds()
-        return run(self, grants=grants, outcomes=outcomes)
+        grants, outcomes, stdout, stderr = mp_forkserver.get_inherited_fds()
+        print_to(stdout, stderr)
+        try:
+            return run(self, grants=grants, outcomes=outcomes)
+        finally:
+            flush()
 
 
 def run(config: WorkerConfig, *, grants: int, outcomes: int) -> int:
@@ -112,6 +120,31 @@ def run(config: WorkerConfig, *, grants: int, outcomes: int) -> int:
         is_interruptible = serve.func is not _run_sync
         desk.announce(Loaded(VERSION, os.getpid(), is_interruptible))
         return 0 if serve() else 1
+
+
+def print_to(stdout: int, stderr: int) -> None:
+    """From now on standard output and standard error of this process are these descriptors.
+
+    Both in UTF-8, line by line, and whatever is printed can be encoded.
+    """
+    for place, descriptor in ((1, stdout), (2, stderr)):
+        os.dup2(descriptor, place)
+        os.close(descriptor)
+    for stream in (sys.stdout, sys.stderr):  # None in some programs
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
+    # What the library itself has to say here goes the way of all that is printed.
+    root = logging.getLogger("soloist")
+    for handler in root.handlers[:]:
+        if isinstance(handler, logging.NullHandler):
+            root.removeHandler(handler)
+
+
+def flush() -> None:
+    """Write out what has been printed."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # closed, or whatever a client put there
+            stream.flush()
 
 
 def _become_worker(config: WorkerConfig) -> None:
