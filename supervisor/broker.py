@@ -121,6 +121,7 @@ class Broker:
         self._has_history = False  # whether a turn may ever have begun
         self._spawn_at = -math.inf
         self._idle_at = math.inf  # when it will have been idle for too long
+        self.was_idle = False  # for too long, so that it is being closed
         self._stop_by = math.inf
         self.refusal: SoloistError | None = None  # what new requests get
         self._cause: SoloistError | None = None  # why the last start failed
@@ -132,6 +133,11 @@ class Broker:
     def queued(self) -> int:
         """Requests that wait for their turn."""
         return self._queued
+
+    @property
+    def has_history(self) -> bool:
+        """Whether there may be a conversation that a replacement has to continue."""
+        return self._has_history
 
     @property
     def busy(self) -> int:
@@ -431,6 +437,7 @@ class Broker:
             self._idle_at = now + self._idle_timeout_s
         if now < self._idle_at:
             return []
+        self.was_idle = True
         self.refusal = SessionClosed("the session was closed: idle for too long", started=False)
         return self._stop(now)
 

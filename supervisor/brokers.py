@@ -18,8 +18,16 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import NamedTuple
 
-from soloist.protocol.errors import InvalidOptions, QueueFull, SessionClosed, SupervisorClosed
+from soloist.protocol.errors import (
+    InvalidOptions,
+    QueueFull,
+    RestartLimitReached,
+    SessionClosed,
+    SessionLost,
+    SupervisorClosed,
+)
 from soloist.protocol.transitions import SessionState
+from soloist.supervisor import events
 from soloist.supervisor.broker import Broker, again
 from soloist.supervisor.crew import Action, Ended
 from soloist.supervisor.front import Front
@@ -65,6 +73,7 @@ class Brokers:
         new_front: binds the socket of a shared session; called with its broker.
         close_front: closes that socket.
         execute: carries out actions.
+        report: logs events.
     """
 
     def __init__(
@@ -74,12 +83,16 @@ class Brokers:
         new_front: Callable[[Broker], Front],
         close_front: Callable[[Front], None],
         execute: Callable[[Iterable[Action]], None],
+        *,
+        report: Callable[..., None] = events.ignore,
     ) -> None:
         self._next_number = first_number
         self._policy = policy
         self._new_front = new_front
         self._close_front = close_front
         self._execute = execute
+        self._report = report
+        self._seen: dict[int, _Seen] = {}
         self._brokers: dict[int, Broker] = {}
         self._names: dict[str, int] = {}
         self._limits: dict[int, SessionLimits] = {}
@@ -146,6 +159,8 @@ class Brokers:
         self._next_number += 1
         self._brokers[number] = broker
         self._limits[number] = limits
+        self._seen[number] = _Seen()
+        self._report(events.SESSION_OPENED, session=name, worker=number)
         if ready is not None:
             self._starting[number] = ready
         self.touch(number)
@@ -189,6 +204,9 @@ class Brokers:
         """Forget a session that is over."""
         number = action.number
         broker = self._brokers.pop(number)
+        self._notice(number, broker)
+        del self._seen[number]
+        self._report(events.SESSION_CLOSED, session=broker.name, worker=number)
         del self._limits[number]
         self._touched.pop(number, None)
         self._due.pop(number, None)
@@ -224,6 +242,8 @@ class Brokers:
             while actions := broker.decide(now):
                 self._execute(actions)
             self._touched.pop(number, None)
+            if number in self._brokers:
+                self._notice(number, broker)
             if number in self._brokers:
                 self._set_timer(number, broker)
                 is_unwanted = not self._tell_starting(number, broker)
@@ -299,6 +319,22 @@ class Brokers:
             limiter=policy.limiter,
         )
 
+    def _notice(self, number: int, broker: Broker) -> None:
+        """Report what has become of a session, each thing once."""
+        seen, incarnation = self._seen[number], broker.incarnation
+        fields = {"session": broker.name, "worker": number}
+        if broker.state in _CONNECTED and incarnation > seen.incarnation:
+            seen.incarnation = incarnation
+            if broker.has_history:
+                self._report(events.SESSION_RESUMED, **fields, incarnation=incarnation)
+        if broker.was_idle and not seen.was_idle:
+            seen.was_idle = True
+            self._report(events.SESSION_IDLE, **fields)
+        error = broker.refusal
+        if isinstance(error, SessionLost | RestartLimitReached) and not seen.was_lost:
+            seen.was_lost = True
+            self._report(events.SESSION_LOST, **fields, code=error.code, error=str(error))
+
     def _address(self, number: int) -> Address:
         front = self._fronts.get(number)
         return Address(number, "" if front is None else front.endpoint)
@@ -341,6 +377,16 @@ class Brokers:
         )
 
 
+class _Seen:
+    """What has been reported of a session."""
+
+    def __init__(self) -> None:
+        self.incarnation = 1
+        self.was_idle = False
+        self.was_lost = False
+
+
+_CONNECTED = frozenset({SessionState.IDLE, SessionState.RUNNING, SessionState.DRAINING})
 _ENDING = frozenset({SessionState.CLOSING, SessionState.CLOSED})
 _SLACK = 64
 """So many timers that were set anew are not worth a sweep."""

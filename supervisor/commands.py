@@ -28,7 +28,7 @@ from soloist.supervisor.api import Supervisor
 from soloist.supervisor.map_run import MapRun, Tally
 from soloist.supervisor.prompts_file import Format, OutputError, PromptParser
 from soloist.supervisor.stop_signals import KillNow, StopNow, StopSignals
-from soloist.supervisor.terminal import AnswerPrinter, MapReport
+from soloist.supervisor.terminal import AnswerPrinter, MapReport, error_console, log_shown
 
 _FAILED = 1
 _USAGE = 2
@@ -191,7 +191,12 @@ def soloist() -> None:
 )
 @click.option("-f", "--force", is_flag=True, help="Overwrite FILE if it holds something.")
 @click.option("--no-prompt", is_flag=True, help="Leave the prompts out of the results.")
-@click.option("-v", "--verbose", is_flag=True, help="Summarize even without a terminal.")
+@click.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    help="Show the log, with what workers print, and summarize even without a terminal.",
+)
 def map_command(
     *,
     prompts: str,
@@ -216,7 +221,8 @@ def map_command(
 
     def body(signals: StopSignals) -> int:
         settings = {"client": client, "options": options, "isolation": isolation}
-        with _started(size=size, **settings) as supervisor, report:
+        is_shown = report.log_shown(is_wanted=verbose)
+        with is_shown, _started(size=size, **settings) as supervisor, report:
             if os.isatty(source):
                 report.say("Reading prompts from the terminal, one a line; Ctrl-D ends.")
             if output != "-":
@@ -250,8 +256,15 @@ def map_command(
 @click.argument("prompt", required=False)
 @_client_options
 @click.option("--json", "as_json", is_flag=True, help="Print each message as a line of JSON.")
+@click.option("-v", "--verbose", is_flag=True, help="Show the log, with what the worker prints.")
 def query_command(
-    *, prompt: str | None, client: str, options: Map, timeout_s: float | None, as_json: bool
+    *,
+    prompt: str | None,
+    client: str,
+    options: Map,
+    timeout_s: float | None,
+    as_json: bool,
+    verbose: bool,
 ) -> int:
     """Ask one prompt; see ``_QUERY_HELP``."""
     text = _prompt_text(prompt)
@@ -266,7 +279,9 @@ def query_command(
     def body(_: StopSignals) -> int:
         show = print_json if as_json else printer.show
         streaming = {} if as_json else _STREAMING.get(client, {})
-        with _started(size=1, client=client, options=streaming | options) as supervisor:
+        settings = {"client": client, "options": streaming | options}
+        is_shown = log_shown(error_console(), is_wanted=verbose)
+        with is_shown, _started(size=1, **settings) as supervisor:
             try:
                 for message in supervisor.query(text, timeout_s=timeout_s):
                     show(message)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import inspect
-import logging
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias
@@ -21,8 +20,7 @@ from soloist.protocol import codec
 from soloist.protocol.content import Map
 from soloist.protocol.errors import RemoteProtocolError
 from soloist.protocol.messages import Control, ControlReply
-
-log = logging.getLogger("soloist.supervisor")
+from soloist.supervisor import events
 
 MAX_QUESTIONS = 256
 """Most handlers at work; what is asked beyond is denied."""
@@ -115,8 +113,8 @@ class ControlDesk:
             if inspect.iscoroutine(value):
                 value = asyncio.run(_whole(value))
             answer(_as_map(request.kind, value))
-        except BaseException as error:  # sys.exit() is no answer, either
-            log.exception("the on_control handler failed: the answer is no")
+        except BaseException as error:  # noqa: BLE001 - sys.exit() is no answer, either
+            events.failed(events.CONTROL_FAILED)
             answer({"error": f"the on_control handler raised {type(error).__name__}"})
         finally:
             self._places.release()

@@ -74,6 +74,12 @@ class Settle(NamedTuple):
     outcome: Outcome
 
 
+class Retried(NamedTuple):
+    """Note that the request waits for another attempt, after ``request.failure``."""
+
+    request: Request
+
+
 class Tell(NamedTuple):
     """Have a method of the client called that is no turn; ``call`` tells the replies apart."""
 
@@ -115,7 +121,7 @@ class Wedged(NamedTuple):
 
 
 Action: TypeAlias = (
-    Spawn | Dispatch | Interrupt | Revoke | Inspect | Stop | Kill | Settle | Tell | Ended
+    Spawn | Dispatch | Interrupt | Revoke | Inspect | Stop | Kill | Settle | Retried | Tell | Ended
 )
 
 

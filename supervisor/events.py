@@ -12,6 +12,8 @@ import logging
 import re
 from typing import Any, NamedTuple
 
+log = logging.getLogger("soloist.supervisor")
+
 _FIELD = re.compile(r"%\((\w+)\)")
 
 
@@ -32,6 +34,14 @@ class Event(NamedTuple):
     def fields(self) -> tuple[str, ...]:
         """What its records have beside ``event``, in the order of the message."""
         return tuple(dict.fromkeys(_FIELD.findall(self.message)))
+
+
+def failed(event: Event) -> None:
+    """Log an event with the exception that is being handled; on any thread but the I/O thread.
+
+    There, too, once nothing depends on that thread any more.
+    """
+    log.log(event.level, event.message, exc_info=True, extra={"event": event.name})
 
 
 def ignore(event: Event, **fields: Any) -> None:
@@ -99,13 +109,13 @@ TURN_INTERRUPTED = Event(
 REQUEST_RETRIED = Event(
     "request.retried",
     logging.INFO,
-    "request %(index)d runs again in %(delay_s).3f s, after attempt %(attempts)d: "
+    "request %(index)d runs again after attempt %(attempts)d at worker %(worker)d: "
     "%(code)s: %(error)s",
 )
 REQUEST_LOST = Event(
     "request.lost",
     logging.WARNING,
-    "request %(index)d is lost: %(error)s",
+    "request %(index)d at worker %(worker)d is lost: %(error)s",
 )
 SESSION_OPENED = Event(
     "session.opened",
@@ -146,6 +156,32 @@ OUTPUT_DROPPED = Event(
     "output.dropped",
     logging.WARNING,
     "%(lines)d lines of workers' output were left out: the log's handlers are too slow for them",
+)
+
+IO_FAILED = Event(
+    "io.failed",
+    logging.ERROR,
+    "the I/O thread failed; everything is being ended",
+)
+CLEAN_UP_FAILED = Event(
+    "io.clean_up_failed",
+    logging.ERROR,
+    "the I/O thread could not clean up everything",
+)
+ORDER_FAILED = Event(
+    "order.failed",
+    logging.ERROR,
+    "an order came too late",
+)
+CALLBACK_FAILED = Event(
+    "callback.failed",
+    logging.ERROR,
+    "a callback of a future ended its thread's turn",
+)
+CONTROL_FAILED = Event(
+    "control.failed",
+    logging.ERROR,
+    "the on_control handler failed: the answer is no",
 )
 
 ALL = tuple(value for value in list(vars().values()) if isinstance(value, Event))

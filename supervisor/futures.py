@@ -9,7 +9,6 @@ Callbacks run on a dispatcher thread, never on the I/O thread.
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 from collections.abc import Callable
@@ -17,10 +16,9 @@ from concurrent.futures import Future, InvalidStateError
 
 from soloist.protocol.messages import Answer
 from soloist.protocol.transitions import RequestState
+from soloist.supervisor import events
 from soloist.supervisor.request import Request
 from soloist.supervisor.results import Result
-
-log = logging.getLogger("soloist.supervisor")
 
 
 class Dispatcher:
@@ -69,9 +67,9 @@ class Dispatcher:
         while (function := self._calls.get()) is not None:
             try:
                 function()
-            except BaseException:
+            except BaseException:  # noqa: BLE001 - it is reported
                 # Future swallows an Exception itself; sys.exit() must not end all callbacks.
-                log.exception("a callback of a future ended its thread's turn")
+                events.failed(events.CALLBACK_FAILED)
             del function  # it holds the future, and so whatever its callbacks hold
             with self._lock:
                 self._left -= 1

@@ -9,7 +9,7 @@ thread has ended; the pipe is written to only while the thread sleeps.
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import os
 import threading
 from collections import deque
@@ -18,9 +18,8 @@ from concurrent.futures import Future
 from typing import TypeAlias, TypeVar
 
 from soloist.protocol.errors import SupervisorClosed
+from soloist.supervisor import events
 from soloist.supervisor.request import Request
-
-log = logging.getLogger("soloist.supervisor")
 
 _T = TypeVar("_T")
 Item: TypeAlias = Request | Callable[[], None]
@@ -103,8 +102,8 @@ class Inbox:
                 continue
             try:
                 item()
-            except Exception:
-                log.exception("an order came too late")
+            except Exception:  # noqa: BLE001 - whatever it is, it is reported
+                events.failed(events.ORDER_FAILED)
 
     def disown(self) -> None:
         """In a forked copy of the process: be closed, and wake nobody."""
@@ -114,10 +113,8 @@ class Inbox:
     def _wake(self) -> None:
         if self._is_asleep and not self._is_forked:
             self._is_asleep = False
-            try:
+            with contextlib.suppress(OSError):  # the I/O thread has just ended
                 os.write(self._wake_w, b"\0")
-            except OSError:
-                log.debug("the I/O thread has just ended")
 
     # -- the I/O thread's side -------------------------------------------------------------------
 

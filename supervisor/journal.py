@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from soloist.supervisor.events import OUTPUT_DROPPED, Event
+from soloist.supervisor.events import OUTPUT_DROPPED, Event, log
 
 MAX_WAITING_CHARS = 4 * 1024 * 1024
 """What may wait for slow handlers."""
@@ -28,8 +28,6 @@ CLOSE_S = 1.0
 """How long handlers may take for what waits at the end."""
 _RECORD_CHARS = 200
 """What a record costs beside its text."""
-
-log = logging.getLogger("soloist.supervisor")
 
 
 class Journal:
@@ -56,7 +54,6 @@ class Journal:
         """Log an event; ``fields`` become attributes of the record and fill in its message."""
         if not log.isEnabledFor(event.level):
             return
-        assert fields.keys() == set(event.fields), f"{event.name}: {sorted(fields)}"
         record = _record(log, event.level, event.message, fields, {"event": event.name, **fields})
         emit = functools.partial(log.handle, record)
         with self._lock:

@@ -40,6 +40,7 @@ from soloist.supervisor.crew import (
     Inspect,
     Interrupt,
     Kill,
+    Retried,
     Revoke,
     Settle,
     Spawn,
@@ -576,7 +577,7 @@ class Pool:
         if request.state is not RequestState.LEASED:  # its caller has been told
             return []
         if self._retries.postpone(request, error, began, now):
-            return []
+            return [Retried(request)]
         return [self._fail(request, error)]
 
     def _fail(self, request: Request, error: SoloistError) -> Settle:

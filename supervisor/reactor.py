@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 import selectors
 import signal
 import threading
@@ -57,6 +56,7 @@ from soloist.protocol.messages import (
 from soloist.protocol.messages import Interrupt as InterruptMessage
 from soloist.protocol.messages import Stop as StopMessage
 from soloist.protocol.transitions import WorkerState
+from soloist.supervisor import events
 from soloist.supervisor.broker import Broker
 from soloist.supervisor.brokers import Address, Brokers, SessionLimits, SessionPolicy
 from soloist.supervisor.calls import Calls
@@ -69,6 +69,7 @@ from soloist.supervisor.crew import (
     Inspect,
     Interrupt,
     Kill,
+    Retried,
     Revoke,
     Settle,
     Spawn,
@@ -92,12 +93,11 @@ from soloist.supervisor.process import (
     WorkerConfig,
     WorkerProcess,
 )
+from soloist.supervisor.reports import Reports
 from soloist.supervisor.request import POOL, Request
 from soloist.supervisor.results import SessionStats, Stats, WorkerStats
 from soloist.supervisor.shutdown import Phase, Shutdown
 from soloist.supervisor.watch import Watch
-
-log = logging.getLogger("soloist.supervisor")
 
 _LONGEST_SLEEP_S = 3600.0  # epoll counts in milliseconds, in 32 bits
 _FRAME_ROOM_BYTES = 1024 * 1024
@@ -141,12 +141,17 @@ class Reactor:
         self._sessions = sessions
         self._calls = Calls(desk)
         self._interrupt_grace_s = interrupt_grace_s
+        self._journal = Journal()
+        self._reports = Reports(
+            self._journal.report, lambda number: self._crew(number).workers[number]
+        )
         self._brokers = Brokers(
             pool.size,
             sessions,
             new_front=lambda broker: self._fronts.open(broker),  # noqa: PLW0108 - made later
             close_front=lambda front: self._fronts.shut(front),  # noqa: PLW0108
             execute=self._execute,
+            report=self._journal.report,
         )
         self.inbox = Inbox()
         self.is_closed = self.inbox.is_closed
@@ -162,7 +167,6 @@ class Reactor:
         self._early: dict[int, list[WireMessage | RemoteProtocolError]] = {}
         self._shutdown: Shutdown | None = None
         self._idle_waiters: list[Future[None]] = []
-        self._journal = Journal()
         self._counts = {"answered": 0, "failed": 0, "cancelled": 0}
         self._first_worker: Future[None] = Future()
         self._ends = contextlib.ExitStack()
@@ -173,7 +177,8 @@ class Reactor:
             Inspect: self._do_inspect,
             Interrupt: self._do_interrupt,
             Stop: self._do_stop,
-            Kill: self._do_kill,
+            Kill: self._lose_patience,
+            Retried: lambda action: self._reports.retried(action.request),
             Ended: self._session_ended,
             Tell: self._do_tell,
         }
@@ -310,11 +315,11 @@ class Reactor:
                     self._open()
                     while not self._is_over():
                         self._turn()
-                except Exception as error:
-                    log.exception("the I/O thread failed; everything is being ended")
+                except Exception as error:  # noqa: BLE001 - whatever it is, it is reported
+                    events.failed(events.IO_FAILED)
                     self._give_up(error)
-        except Exception:
-            log.exception("the I/O thread could not clean up everything")
+        except Exception:  # noqa: BLE001 - whatever it is, it is reported
+            events.failed(events.CLEAN_UP_FAILED)
         finally:
             self._after_the_end()
 
@@ -438,20 +443,23 @@ class Reactor:
         if handler is not None:
             handler(number, message)
         else:
-            log.error("worker %d broke the protocol and is killed: %s", number, message)
+            self._reports.worker(number, events.WORKER_BROKE_PROTOCOL, error=str(message))
             self._do_kill(Kill(number))
 
     def _loaded(self, number: int, message: Loaded) -> None:
+        self._reports.loaded(number)
         self._crew(number).loaded(number, message.pid, is_interruptible=message.is_interruptible)
         self._first_worker_is(None)
 
     def _ready(self, number: int, message: Ready) -> None:
         del message
+        self._reports.worker(number, events.WORKER_READY)
         self._execute(self._crew(number).ready(number))
 
     def _broken(self, number: int, message: Broken) -> None:
         error = from_info(message.error)
         self._first_worker_is(None if message.is_loaded else error)
+        self._reports.broken(number, error)
         self._execute(self._crew(number).broken(number, error))
 
     def _snapshot(self, number: int, message: Snapshot) -> None:
@@ -470,6 +478,7 @@ class Reactor:
             self._idle_waiters.clear()
         if self._shutdown is not None:
             self._advance_shutdown(self._shutdown, now)
+        self._reports.decided()
 
     def _run_to_end(self, decide: Callable[..., list[Action]], *event: Any) -> None:
         """Execute decisions; after a revocation, decide again on what is known then."""
@@ -495,6 +504,7 @@ class Reactor:
             self._counts["cancelled"] += 1
         else:
             self._counts["failed"] += 1
+            self._reports.failed(request, outcome)
         request.settle(outcome)
 
     def _do_dispatch(self, action: Dispatch) -> None:
@@ -506,6 +516,7 @@ class Reactor:
 
     def _do_spawn(self, action: Spawn) -> None:
         self._watch.expect()
+        self._reports.spawning(action.number)
         self._spawner.spawn(action)
 
     def _do_revoke(self, action: Revoke) -> None:
@@ -518,6 +529,7 @@ class Reactor:
     def _do_interrupt(self, action: Interrupt) -> None:
         process = self._processes[action.number]
         message = InterruptMessage(action.lease)
+        self._reports.worker(action.number, events.TURN_INTERRUPTED, lease=action.lease)
         self._channel.send(process.number, process.incarnation, message)
 
     def _do_stop(self, action: Stop) -> None:
@@ -527,6 +539,10 @@ class Reactor:
             return  # it is killed as soon as it is known
         if not self._channel.send(process.number, process.incarnation, StopMessage()):
             process.signal(signal.SIGKILL)  # it has not even connected
+
+    def _lose_patience(self, action: Kill) -> None:
+        self._reports.worker(action.number, events.WORKER_KILLED)
+        self._do_kill(action)
 
     def _do_kill(self, action: Kill) -> None:
         process = self._processes.get(action.number)
@@ -550,6 +566,7 @@ class Reactor:
         self._processes[number] = process
         self._selector.register(process.fileno(), selectors.EVENT_READ, process)
         self._outputs.add(process.output)
+        self._reports.worker(number, events.WORKER_SPAWNED, pid=process.pid)
         worker = self._crew(number).workers[number]
         if worker.state is WorkerState.STOPPING:  # nobody wants it any more
             process.signal(signal.SIGKILL)
@@ -570,7 +587,7 @@ class Reactor:
         self._early.pop(number, None)
         if self.is_closed.is_set():
             return
-        log.warning("worker %d could not be started: %s", number, error)
+        self._reports.not_started(number, error)
         self._calls.lost(number, None)
         self._first_worker_is(error)
         self._execute(self._crew(number).spawn_failed(number, error, time.monotonic()))
@@ -585,7 +602,7 @@ class Reactor:
         stderr = self._outputs.finish(process.output)
         exitcode = process.exitcode()
         crew = self._crew(number)
-        log.info("%r exited with code %s", crew.workers[number], exitcode)
+        self._reports.exited(number, process.pid, exitcode)
         del self._processes[number]
         process.close()
         self._calls.lost(number, exitcode, stderr)
@@ -672,6 +689,7 @@ class Reactor:
 
     def _session_ended(self, action: Ended) -> None:
         self._calls.lost(action.number, None)
+        self._reports.forget(action.number)
         self._brokers.ended(action)
 
     # -- orders from callers ---------------------------------------------------------------------
@@ -700,17 +718,23 @@ class Reactor:
         self._close_intake("the Supervisor is closed")
         if self._shutdown is None:
             self._shutdown = Shutdown(now, drain_s=drain_s, interrupt_s=self._interrupt_grace_s)
+            self._next_phase(None, now)
         self._shutdown.hurry(now, drain_s=drain_s, to=at_least)
 
     def _close_intake(self, reason: str) -> None:
         self._pool.close_intake(reason)
         self._brokers.close_intake(reason)
 
+    def _next_phase(self, shutdown: Shutdown | None, now: float) -> Phase | None:
+        """The phase to enter now, if there is one; without a shutdown yet, its first."""
+        busy = self._pool.busy + self._brokers.busy
+        alive = len(self._pool.workers) + self._brokers.alive
+        phase = Phase.DRAIN if shutdown is None else shutdown.advance(now, busy=busy, alive=alive)
+        return self._reports.closing(phase, busy=busy, alive=alive)
+
     def _advance_shutdown(self, shutdown: Shutdown, now: float) -> None:
         while True:
-            busy = self._pool.busy + self._brokers.busy
-            alive = len(self._pool.workers) + self._brokers.alive
-            phase = shutdown.advance(now, busy=busy, alive=alive)
+            phase = self._next_phase(shutdown, now)
             match phase:
                 case None | Phase.DONE:
                     return

@@ -6,10 +6,13 @@ output. Decides nothing about the run. Without a terminal it is silent unless to
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import re
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self
 
 from rich.console import Console, RenderableType
@@ -36,11 +39,47 @@ from soloist.protocol.content import (
 from soloist.supervisor.map_run import Tally
 
 _RATE_OVER_S = 300.0
+_UNSEEN = re.compile(r"[^\n\t -\x7e\xa0-\U0010ffff]")
+"""Control characters: what a worker prints must not steer the terminal."""
+_STYLES = {logging.INFO: "dim", logging.WARNING: "yellow"}
 
 
 def error_console() -> Console:
     """Return the console on standard error."""
     return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def log_shown(console: Console, *, is_wanted: bool) -> Iterator[None]:
+    """Show the library's log meanwhile, with what workers print, unless nobody wants it."""
+    if not is_wanted:
+        yield
+        return
+    logger = logging.getLogger("soloist")
+    handler, level = _ConsoleHandler(console), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+
+
+class _ConsoleHandler(logging.Handler):
+    """Writes each record as a line, above the bar if there is one."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+        self.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            words = _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], self.format(record))
+            self._console.print(Text(words, style=_STYLES.get(record.levelno, "red")))
+        except Exception:  # noqa: BLE001 - as every handler of logging does
+            self.handleError(record)
 
 
 class MapReport:
@@ -78,6 +117,10 @@ class MapReport:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+
+    def log_shown(self, *, is_wanted: bool) -> contextlib.AbstractContextManager[None]:
+        """Show the library's log meanwhile, if it is wanted."""
+        return log_shown(self._console, is_wanted=is_wanted)
 
     def follow(self, tally: Tally) -> None:
         """Show how far the run with this tally is, from now on."""

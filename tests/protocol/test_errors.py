@@ -28,7 +28,7 @@ DETAILS = {
         "api_status": 429,
         "retry_after_s": 1.5,
     },
-    errors.WorkerLost: {"exitcode": -9},
+    errors.WorkerLost: {"exitcode": -9, "stderr": "last words"},
 }
 name_of = lambda cls: cls.__name__  # noqa: E731
 

@@ -319,7 +319,7 @@ class TestReplies:
     def test_an_error_carries_its_details(self):
         info = to_info(WorkerLost("it died", exitcode=-9))
         value = conforms(public.encode(public.Error(ID, 3, info)))
-        assert (value["code"], value["details"]) == ("worker_lost", {"exitcode": -9})
+        assert (value["code"], value["details"]) == ("worker_lost", {"exitcode": -9, "stderr": ""})
 
 
 class TestSplit:
