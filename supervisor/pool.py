@@ -347,7 +347,7 @@ class Pool:
             return first
         if not self._queued:
             self._spawn_at = math.inf
-            return []
+            return self._refuse(now) if self._retries.count else []
         runs: dict[int, list[Lease]] = {}
         limiter = self._limiter
         while self._queued and self._idle and (limiter.is_free or limiter.take(now)):  # 1, 7
@@ -362,10 +362,7 @@ class Pool:
             Dispatch(number, Run(tuple(leases), self.workers[number].acked))
             for number, leases in runs.items()
         ]
-        if self._queued and not self.workers and self._restart.is_exhausted(now):  # 5
-            reason = f"{self._restart.describe()}; the last: {self._last_failure}"
-            actions += self._fail_queue(RestartLimitReached, reason, self._last_failure)
-        return actions
+        return actions + self._refuse(now) if self._queued else actions
 
     def expire(self, now: float) -> list[Action]:
         """End what has outlived its deadline: requests, and turns that were interrupted."""
@@ -482,6 +479,13 @@ class Pool:
         self.restarts += incarnation > 1
         self.workers[number] = Worker(number, incarnation)
         return Spawn(number, incarnation)
+
+    def _refuse(self, now: float) -> list[Action]:
+        """Tell those who wait, for their next attempt included, that none will come."""
+        if self.workers or not self._restart.is_exhausted(now):  # 5
+            return []
+        reason = f"{self._restart.describe()}; the last: {self._last_failure}"
+        return self._fail_queue(RestartLimitReached, reason, self._last_failure)
 
     def _before(self, now: float) -> list[Action]:
         """What comes before anything is handed out; if it asks, decide again afterwards."""

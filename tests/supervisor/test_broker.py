@@ -772,6 +772,9 @@ class TestDeath:
         assert type(error) is RestartLimitReached
         assert error.started is False
         assert "exited with code 1" in str(error)
+        assert [(type(cause), cause.exitcode) for cause in error.causes] == [(WorkerLost, 1)] * 3
+        (late,) = world.submit()
+        assert world.outcome(late).causes == error.causes
         assert world.broker.incarnation == 3
 
     def test_one_that_has_worked_is_replaced_at_once(self):

@@ -144,10 +144,10 @@ class TestBounds:
 
 class TestClose:
     def test_it_says_the_rest_and_ends_the_thread(self, heard, journal):
-        for number in range(50):
+        for number in range(40):
             journal.write(WORKER, logging.INFO, [str(number)], {})
         journal.close()
-        assert heard.texts() == [str(number) for number in range(50)]
+        assert heard.texts() == [str(number) for number in range(40)]
         assert "soloist-log" not in names()
 
     def test_it_does_not_wait_for_ever_and_the_thread_ends_with_its_handler(self, heard, journal):

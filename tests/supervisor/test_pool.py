@@ -38,6 +38,7 @@ from soloist.supervisor.crew import (
     Inspect,
     Interrupt,
     Kill,
+    Retried,
     Revoke,
     Settle,
     Spawn,
@@ -1331,6 +1332,19 @@ class TestRestartLimit:
                 world.now = max(world.now, world.pool.next_deadline())
         raise AssertionError("nobody was told")
 
+    def test_what_a_dead_worker_wrote_last_stands_in_the_errors(self):
+        world, worker, request = busy_world(max_restarts=0)
+        (waiting,) = world.submit()
+        world.decide()
+        del world.workers[0]
+        words = "Traceback\n  ...\nValueError: boom\n \n"
+        world.execute(world.pool.exited(0, 1, worker.take_back(), world.now, words))
+        assert world.outcome(request).stderr == words
+        assert str(world.outcome(request)).endswith(". Its last words: ValueError: boom")
+        world.decide()
+        assert "ValueError: boom" in str(world.outcome(waiting))
+        assert world.outcome(waiting).causes[0].stderr == words
+
     def test_at_the_limit_everybody_who_waits_is_told(self):
         world = World(max_restarts=3, period_s=30.0)
         requests = world.submit(5)
@@ -1340,6 +1354,64 @@ class TestRestartLimit:
         assert {e.started for e in errors} == {False}
         assert "more than 3 failed starts within 30 s" in str(errors[0])
         assert "exited with code 1 before its first answer" in str(errors[0])
+
+    def test_each_is_told_the_last_few_causes_newest_last(self):
+        world = World(max_restarts=7)
+        requests = world.submit(2)
+        for code in range(1, 9):
+            world.decide()
+            if not world.workers:
+                world.tick(world.pool.next_deadline() - world.now)
+            world.workers[0].die(code)
+        world.decide()
+        for request in requests:
+            causes = world.outcome(request).causes
+            assert [cause.exitcode for cause in causes] == [4, 5, 6, 7, 8]
+
+    def test_those_who_wait_for_another_attempt_are_told_at_once_too(self):
+        retry = Retry(attempts=9, first_delay_s=20.0, max_delay_s=20.0, may_have_run=True)
+        world, worker, request = busy_world(max_restarts=0, retry=retry)
+        worker.die(1)
+        assert request.state is RequestState.DELAYED
+        world.decide()
+        error = world.outcome(request)
+        assert isinstance(error, RestartLimitReached)
+        assert error.started is None  # its first attempt may have run
+
+    def test_a_prompt_that_kills_every_worker_counts_once(self):
+        retry = Retry(attempts=9, first_delay_s=0.0, may_have_run=True)
+        world, _, request = busy_world(max_restarts=1, retry=retry)
+        for attempt in range(1, 9):
+            world.workers[0].die(7)
+            assert not world.pool._restart.is_exhausted(world.now), attempt
+            world.tick(1.0)
+            world.up()
+            world.decide()
+            world.workers[0].claim()
+        world.workers[0].die(7)
+        assert type(world.outcome(request)) is WorkerLost
+        (other,) = world.submit()
+        world.decide()
+        world.up()
+        world.decide()
+        world.workers[0].answer()
+        assert world.texts([other]) == [world.text(other)]
+
+    def test_its_first_victim_counts_and_so_do_other_prompts(self):
+        retry = Retry(attempts=9, first_delay_s=0.0, may_have_run=True)
+        world, worker, _ = busy_world(max_restarts=0, retry=retry)
+        worker.die(7)
+        assert world.pool._restart.is_exhausted(world.now)
+
+    def test_a_worker_that_dies_before_it_claims_says_nothing_of_the_prompt(self):
+        retry = Retry(attempts=9, first_delay_s=0.0, may_have_run=True)
+        world, worker, _ = busy_world(max_restarts=1, retry=retry)
+        worker.die(7)
+        world.tick(1.0)
+        world.up()
+        world.decide()
+        world.workers[0].die(7)  # it had the lease, and had not begun it
+        assert world.pool._restart.is_exhausted(world.now)
 
     def test_who_comes_later_is_told_promptly_too(self):
         world = World(max_restarts=3)
@@ -1795,6 +1867,7 @@ class TestRetry:
     def test_it_waits_and_then_runs_again(self):
         world, worker, request = self.delayed_world()
         assert request.state is RequestState.DELAYED
+        assert world.log[-1] == Retried(request)
         assert world.decide() == []
         assert world.tick(0.999) == []
         assert sent(world.tick(0.001)) == {0: 1}
