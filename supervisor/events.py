@@ -91,6 +91,11 @@ WORKER_KILLED = Event(
     "worker %(worker)d.%(incarnation)d did not end its turn or itself within its grace time and "
     "is killed",
 )
+WORKER_WEDGED = Event(
+    "worker.wedged",
+    logging.WARNING,
+    "worker %(worker)d.%(incarnation)d is wedged, %(reason)s, and is killed",
+)
 WORKER_BROKE_PROTOCOL = Event(
     "worker.broke_protocol",
     logging.ERROR,

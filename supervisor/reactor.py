@@ -664,6 +664,7 @@ class Reactor:
         worker = None if owner is None else owner.workers.get(number)
         if owner is None or worker is None or worker.incarnation != wedged.incarnation:
             return  # it has just gone
+        self._reports.worker(number, events.WORKER_WEDGED, reason=wedged.reason)
         if wedged.is_blocked and worker.state is WorkerState.CONNECTING:
             error = ClientConnectError(f"the client does not connect: {wedged.reason}")
             self._execute(owner.broken(number, error))

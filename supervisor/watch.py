@@ -7,7 +7,6 @@ Invariant: when nobody has anything to do, nothing here costs anything.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,9 +15,6 @@ from soloist.supervisor.crew import Look, Ping, Wedged, Worker
 from soloist.supervisor.health import Finding, Health
 from soloist.supervisor.monitor import Job, Monitor, Sighting
 from soloist.supervisor.process import HELPER_STOP_S, WorkerProcess
-
-log = logging.getLogger("soloist.supervisor")
-
 
 class Watch:
     """Looks after the workers that have something to do.
@@ -80,7 +76,6 @@ class Watch:
                     else:  # it is being forked
                         self._health.seen(number, incarnation, math.inf, is_stopped=False)
                 case Wedged():
-                    log.warning("worker %d is wedged: %s", finding.number, finding.reason)
                     self._wedged(finding)
         if jobs:
             self._monitor.look(jobs)
