@@ -4,9 +4,10 @@ A table maps state -> event -> next state; a missing key *is* the error. Pure.
 
 Worker::
 
-    STARTING -loaded-> CONNECTING -ready-> READY -stop-> STOPPING -exited-> DEAD
+    STARTING -loaded-> CONNECTING -ready-> READY -retire-> RETIRING -stop-> STOPPING -exited-> DEAD
 
-A worker that exits from any state is DEAD. A worker whose client cannot start is STOPPING from
+A worker may be stopped from any state, and one that exits from any state is DEAD. One in RETIRING
+ends what it runs and gets nothing more. A worker whose client cannot start is STOPPING from
 its ``broken`` on. Whether a READY worker is idle or busy is not a state: it follows from the
 leases that it holds.
 
@@ -57,6 +58,7 @@ class WorkerState(_Symbol):
     STARTING = "starting"
     CONNECTING = "connecting"
     READY = "ready"
+    RETIRING = "retiring"
     STOPPING = "stopping"
     DEAD = "dead"
 
@@ -67,6 +69,7 @@ class WorkerEvent(_Symbol):
     LOADED = "loaded"
     READY = "ready"
     BROKEN = "broken"
+    RETIRE = "retire"
     STOP = "stop"
     EXITED = "exited"
 
@@ -136,6 +139,12 @@ WORKER: Table[WorkerState, WorkerEvent] = MappingProxyType(
         },
         WorkerState.READY: {
             WorkerEvent.BROKEN: WorkerState.STOPPING,
+            WorkerEvent.RETIRE: WorkerState.RETIRING,
+            WorkerEvent.STOP: WorkerState.STOPPING,
+            WorkerEvent.EXITED: WorkerState.DEAD,
+        },
+        WorkerState.RETIRING: {
+            WorkerEvent.BROKEN: WorkerState.STOPPING,
             WorkerEvent.STOP: WorkerState.STOPPING,
             WorkerEvent.EXITED: WorkerState.DEAD,
         },
@@ -144,6 +153,7 @@ WORKER: Table[WorkerState, WorkerEvent] = MappingProxyType(
             WorkerEvent.LOADED: WorkerState.STOPPING,
             WorkerEvent.READY: WorkerState.STOPPING,
             WorkerEvent.BROKEN: WorkerState.STOPPING,
+            WorkerEvent.RETIRE: WorkerState.STOPPING,
             WorkerEvent.STOP: WorkerState.STOPPING,
             WorkerEvent.EXITED: WorkerState.DEAD,
         },

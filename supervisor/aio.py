@@ -281,6 +281,29 @@ class AsyncSupervisor:
         """End every request that has not started with ``RequestCancelled``; what runs goes on."""
         self._intake().core.cancel_pending()
 
+    async def restart(self, timeout_s: float | None = None) -> bool:
+        """Replace every worker that there is by a new one, without losing a request.
+
+        See ``Supervisor.restart``. Cancelled, it waits no more; the restart goes on.
+
+        Returns:
+            Whether all have gone within ``timeout_s`` (``None``: no limit); if not, it goes on.
+
+        Raises:
+            RestartLimitReached: the new workers cannot start; those that are left stay.
+            SupervisorClosed: closed.
+        """
+        limits.check_seconds(timeout_s=timeout_s)
+        rolled = wrap(self._intake().core.reactor.restart())
+        try:
+            await asyncio.wait([rolled], timeout=timeout_s)
+            if rolled.done():
+                rolled.result()
+                return True
+            return False
+        finally:
+            rolled.cancel()
+
     async def drain(self, timeout_s: float | None = None) -> bool:
         """Take no more requests and wait for the outcome of all that were accepted.
 

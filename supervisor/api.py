@@ -31,6 +31,7 @@ from soloist.supervisor.pool import Pool
 from soloist.supervisor.process import HELPER_STOP_S, Forkserver, RunFolder, WorkerConfig
 from soloist.supervisor.rate import Limiter, RateLimit
 from soloist.supervisor.reactor import Reactor
+from soloist.supervisor.recycle import RecyclePolicy
 from soloist.supervisor.response import Response
 from soloist.supervisor.restart import RestartPolicy
 from soloist.supervisor.results import Result, Stats
@@ -83,6 +84,11 @@ class Supervisor:
         max_restarts: workers that may fail to start, or die before their first answer, within
             ``restart_period_s``; ``max(20, 2 * size)`` unless given.
         restart_period_s: see ``max_restarts``.
+        max_requests_per_worker: requests after which a worker is replaced by a new one, between
+            two of them; each draws a limit of its own between 80 and 100 % of it. A conversation
+            is only moved to another worker if its client can be continued there.
+        max_memory_bytes: resident memory of a worker and all its descendants above which it is
+            replaced in the same way. It is looked at about once a second, after an answer.
         max_sessions: most conversations of ``session`` and ``shared`` that are open at a time;
             each has a worker of its own beside the ``size``.
         rate_limit: most requests per second over all workers; ``None`` for no limit.
@@ -119,6 +125,8 @@ class Supervisor:
         drain_timeout_s: float | None = 30.0,
         max_restarts: int | None = None,
         restart_period_s: float = 30.0,
+        max_requests_per_worker: int | None = None,
+        max_memory_bytes: int | None = None,
         max_sessions: int = 64,
         rate_limit: RateLimit | None = None,
         retry: Retry | None = None,
@@ -132,8 +140,10 @@ class Supervisor:
             raise InvalidOptions(f'isolation is "prompt" or "worker", not {isolation!r}')
         limits.check_counts(size=size, max_pending=max_pending, max_payload_bytes=max_payload_bytes)
         limits.check_counts(0, max_sessions=max_sessions)
-        if max_restarts is not None:
-            limits.check_counts(0, max_restarts=max_restarts)
+        limits.check_optional_counts(0, max_restarts=max_restarts)
+        limits.check_optional_counts(
+            max_requests_per_worker=max_requests_per_worker, max_memory_bytes=max_memory_bytes
+        )
         limits.check_seconds(timeout_s=timeout_s, drain_timeout_s=drain_timeout_s)
         limits.check_positive_seconds(wedge_after_s=wedge_after_s)
         limits.check_limited_seconds(
@@ -158,12 +168,16 @@ class Supervisor:
             max_restarts=max(20, 2 * size) if max_restarts is None else max_restarts,
             period_s=restart_period_s,
         )
+        recycle = RecyclePolicy(
+            max_requests=max_requests_per_worker, max_memory_bytes=max_memory_bytes
+        )
         pool = Pool(
             size=size,
             restart=restart,
             interrupt_grace_s=interrupt_grace_s,
             limiter=limiter,
             retry=retry,
+            recycle=recycle,
         )
         sessions = SessionPolicy(
             max_sessions=max_sessions,
@@ -174,6 +188,7 @@ class Supervisor:
             limiter=limiter,
             max_payload_bytes=max_payload_bytes,
             stream_buffer_bytes=stream_buffer_bytes,
+            recycle=recycle,
         )
         template = WorkerConfig(
             isolation=isolation,
@@ -380,6 +395,28 @@ class Supervisor:
     def cancel_pending(self) -> None:
         """End every request that has not started with ``RequestCancelled``; what runs goes on."""
         self._reactor.cancel_pending()
+
+    def restart(self, timeout_s: float | None = None) -> bool:
+        """Replace every worker that there is by a new one, without losing a request.
+
+        A few at a time, at most half of the pool, and one stays in service if ``size`` is above
+        1: each ends what it runs and exits. Requests that come meanwhile are served. A
+        conversation whose client can be continued moves to another worker between two turns;
+        any other keeps the one it has. Called amid another restart, it waits for that one.
+
+        Returns:
+            Whether all have gone within ``timeout_s`` (``None``: no limit); if not, it goes on.
+
+        Raises:
+            RestartLimitReached: the new workers cannot start; those that are left stay.
+            SupervisorClosed: closed.
+        """
+        limits.check_seconds(timeout_s=timeout_s)
+        try:
+            self._reactor.restart().result(timeout_s)
+        except TimeoutError:
+            return False
+        return True
 
     def drain(self, timeout_s: float | None = None) -> bool:
         """Take no more requests and wait for the outcome of all that were accepted.

@@ -7,7 +7,8 @@ next. Pure: the clock comes in with every call.
 Invariants: the worker holds at most one request; requests start in the order of ``order``, their
 place in the order of arrival, from 1; an entry that is cancelled or out of time is dropped before
 it is dispatched; the next request is dispatched only when the turn before has ended or its worker
-is dead; a worker without the conversation of its predecessor never gets a request. When a session
+is dead; a worker without the conversation of its predecessor never gets a request; one is
+replaced on purpose only between two turns, if its conversation can be continued. When a session
 ends, its state says so first, then those waiting are told.
 """
 
@@ -44,6 +45,7 @@ from soloist.protocol.transitions import (
     advance,
 )
 from soloist.supervisor.crew import (
+    STOP_S,
     Action,
     Dispatch,
     Ended,
@@ -62,12 +64,13 @@ from soloist.supervisor.crew import (
 )
 from soloist.supervisor.deadlines import Deadlines
 from soloist.supervisor.rate import Limiter
+from soloist.supervisor.recycle import Gate, RecyclePolicy
 from soloist.supervisor.request import Outcome, Request
 from soloist.supervisor.restart import RestartPolicy
 
-STOP_S = 5.0
-"""How long the worker of a closed session may take to disconnect its client and exit."""
 _IN_FLIGHT = frozenset({SessionState.RUNNING, SessionState.DRAINING})
+_BACK = frozenset({SessionEvent.READY, SessionEvent.LOSE, SessionEvent.CLOSE})
+"""Ends the time in which it is out of service for a while."""
 _OVER = frozenset({SessionState.CLOSING, SessionState.LOST, SessionState.CLOSED})
 
 
@@ -83,6 +86,8 @@ class Broker:
         interrupt_grace_s: time for an interrupted turn to end before its worker is killed.
         idle_timeout_s: closes itself after so long without a request; ``None`` for never.
         limiter: the Supervisor's rate limit.
+        recycle: how long a worker may live; by default for ever.
+        gate: how many sessions may be out of service in a restart of all.
     """
 
     def __init__(
@@ -96,6 +101,8 @@ class Broker:
         interrupt_grace_s: float,
         idle_timeout_s: float | None,
         limiter: Limiter,
+        recycle: RecyclePolicy | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self.name = name
         self.number = number
@@ -112,6 +119,11 @@ class Broker:
         self._interrupt_grace_s = interrupt_grace_s
         self._idle_timeout_s = idle_timeout_s
         self._limiter = limiter
+        self._recycle = RecyclePolicy() if recycle is None else recycle
+        self._gate = Gate() if gate is None else gate
+        self._roll_below = 0  # incarnations that are to be replaced
+        self._is_too_large = False
+        self._calls: set[int] = set()  # commands that the worker has not replied to
         self._queue: deque[Request] = deque()
         self._queued = 0  # entries of _queue that are not settled yet
         self._queued_bytes = 0
@@ -143,6 +155,16 @@ class Broker:
     def busy(self) -> int:
         """What closing waits for: requests without outcome, and a turn that still runs."""
         return self.outstanding + sum(bool(worker.leases) for worker in self.workers.values())
+
+    @property
+    def untold(self) -> frozenset[int]:
+        """Commands that wait for the next worker to be ready."""
+        return frozenset(tell.call for tell in self._untold)
+
+    @property
+    def is_rolling(self) -> bool:
+        """Whether a worker that is to be replaced by ``restart`` lives."""
+        return bool(self.workers) and self.incarnation < self._roll_below
 
     # -- events from callers -----------------------------------------------------------------
 
@@ -191,11 +213,24 @@ class Broker:
         if self.refusal is not None:
             raise again(self.refusal)
         tell = Tell(self.number, call, name, arguments)
-        if self.state is SessionState.STARTING:
+        if self.state is SessionState.STARTING or self._is_between_workers():
             self._untold.append(tell)
             return []
         self._settings[name] = arguments
+        self._calls.add(call)
         return [tell]
+
+    def replied(self, call: int) -> None:
+        """The client's method has been called."""
+        self._calls.discard(call)
+
+    def restart(self) -> None:
+        """Replace the worker between two turns; without effect if its conversation would be lost.
+
+        ``is_rolling`` until that is done.
+        """
+        if self._can_resume():
+            self._roll_below = self.incarnation + 1
 
     def close(self, now: float, *, drain: bool) -> list[Action]:
         """Take no more requests; run or fail those that wait, then end the worker."""
@@ -230,6 +265,7 @@ class Broker:
         again = [Tell(number, 0, name, data) for name, data in self._settings.items()]
         self._settings.update((tell.name, tell.arguments) for tell in self._untold)
         untold, self._untold = self._untold, []
+        self._calls.update(tell.call for tell in untold)
         return [*again, *untold]
 
     def snapshot(self, number: int, data: bytes) -> None:
@@ -286,6 +322,12 @@ class Broker:
                 actions.append(self._settle(request, drained(request, final)))
         return actions
 
+    def measured(self, number: int, tree_rss_bytes: int, now: float) -> list[Action]:
+        """The memory of the worker's process tree; ``decide`` says what follows."""
+        del number, now
+        self._is_too_large |= self._recycle.is_too_large(tree_rss_bytes)
+        return []
+
     def exited(
         self,
         number: int,
@@ -304,6 +346,8 @@ class Broker:
         is_failure = worker.answered == 0 and not worker.is_ended_by_us
         worker.advance(WorkerEvent.EXITED)
         self._idle_at = self._stop_by = math.inf
+        self._is_too_large = False
+        self._calls.clear()
         actions = self._give_up(worker, exitcode, set(unclaimed), stderr)
         if self.state is SessionState.CLOSING:  # 1
             self._advance(SessionEvent.EXIT)
@@ -329,10 +373,12 @@ class Broker:
     def decide(self, now: float) -> list[Action]:
         """What comes next; to be called after every event and when ``next_deadline`` has come."""
         actions = self._expire(now)
-        if self._has_turn() and self._limiter.has_token(now):
-            actions += self._dispatch(now)
-        elif self._is_done():
+        if self._is_done():
             actions += self._stop(now)
+        elif self._is_spent():
+            actions += self._replace(now)
+        elif self._has_turn() and self._limiter.has_token(now):
+            actions += self._dispatch(now)
         elif self.state is SessionState.STARTING and not self.workers and self._spawn_at <= now:
             actions.append(self._spawn())
         elif self.state is SessionState.IDLE and not self._queued and self._idle_timeout_s:
@@ -373,6 +419,8 @@ class Broker:
 
     def _advance(self, event: SessionEvent) -> None:
         self.state = advance(SESSION, self.state, event)
+        if event in _BACK:
+            self._gate.leave(self.number)
 
     def _running(self) -> list[Request]:
         return [request for worker in self.workers.values() for request in worker.leases]
@@ -406,6 +454,7 @@ class Broker:
         request.lease = worker.claimed = worker.next_lease
         request.attempts += 1
         worker.next_lease += 1
+        worker.given += 1
         worker.leases.append(request)
         worker.busy_since = now
         self._limiter.take(now)
@@ -416,7 +465,8 @@ class Broker:
 
     def _spawn(self) -> Spawn:
         self.incarnation += 1
-        self.workers[self.number] = Worker(self.number, self.incarnation)
+        quota = self._recycle.quota()
+        self.workers[self.number] = Worker(self.number, self.incarnation, quota)
         return Spawn(self.number, self.incarnation, is_session=True, restore=self._snapshot)
 
     def _stop(self, now: float) -> list[Action]:
@@ -505,7 +555,36 @@ class Broker:
             return False
         if worker.broken is not None and not worker.broken.retryable:
             return False
+        return self._can_resume()
+
+    def _can_resume(self) -> bool:
+        """Whether another worker would be in the same conversation."""
         return bool(self._snapshot) or not self._has_history
+
+    def _is_between_workers(self) -> bool:
+        """Whether its worker is on its way out, to be followed by another."""
+        return self.state is SessionState.IDLE and not self.workers[self.number].is_open
+
+    def _is_spent(self) -> bool:
+        """Whether its worker is to be replaced, and now."""
+        if self.state is not SessionState.IDLE or self._calls:
+            return False
+        worker = self.workers[self.number]
+        if not worker.is_open:
+            return False
+        if not self._can_resume():
+            self._roll_below = 0  # it keeps its worker
+            return False
+        if worker.is_spent or self._is_too_large:
+            return True
+        return self.is_rolling and self._gate.enter(self.number)
+
+    def _replace(self, now: float) -> list[Action]:
+        """Ask the worker to exit; its end is that of any worker whose conversation goes on."""
+        self._idle_at = math.inf
+        self._stop_by = now + STOP_S
+        self.workers[self.number].advance(WorkerEvent.STOP)
+        return [Stop(self.number)]
 
     def _lose(self, now: float) -> list[Action]:
         """The conversation is gone: first the state says so, then those waiting hear of it.
@@ -514,6 +593,7 @@ class Broker:
         """
         was_open = self.refusal is None
         self._advance(SessionEvent.LOSE)
+        self._untold.clear()
         error: SoloistError
         if self._restart.is_exhausted(now) and not self._has_history:
             error = RestartLimitReached(
@@ -538,6 +618,7 @@ class Broker:
         self.refusal = again(error)
         self.refusal.started = False
         self._advance(SessionEvent.CLOSE)
+        self._untold.clear()
         return self._fail_queue(self.refusal)
 
     def _fail_rest(self, now: float) -> list[Action]:

@@ -32,6 +32,7 @@ from soloist.supervisor.broker import Broker, again
 from soloist.supervisor.crew import Action, Ended
 from soloist.supervisor.front import Front
 from soloist.supervisor.rate import Limiter
+from soloist.supervisor.recycle import Gate, RecyclePolicy
 from soloist.supervisor.request import Request
 from soloist.supervisor.restart import RestartPolicy
 from soloist.supervisor.results import SessionStats
@@ -55,6 +56,7 @@ class SessionPolicy(NamedTuple):
     max_payload_bytes: int
     stream_buffer_bytes: int
     timeout_s: float | None = None
+    recycle: RecyclePolicy | None = None
 
 
 class Address(NamedTuple):
@@ -103,6 +105,7 @@ class Brokers:
         self._count = itertools.count()  # equal times come in turn: none starves for a token
         self._starting: dict[int, Future[None]] = {}
         self._closing: dict[int, list[Future[None]]] = {}
+        self._gate = Gate()
         self._refusal: str | None = None
 
     def __iter__(self) -> Iterator[Broker]:
@@ -122,6 +125,11 @@ class Brokers:
     def alive(self) -> int:
         """Workers that live."""
         return sum(len(broker.workers) for broker in self._brokers.values())
+
+    @property
+    def is_rolling(self) -> bool:
+        """Whether a worker that is to be replaced by ``restart`` lives."""
+        return any(broker.is_rolling for broker in self._brokers.values())
 
     # -- sessions --------------------------------------------------------------------------------
 
@@ -193,6 +201,12 @@ class Brokers:
         self._closing.setdefault(number, []).append(closed)
         self._execute(broker.close(now, drain=drain))
 
+    def restart(self) -> None:
+        """Replace the worker of every conversation that goes on in another, a few at a time."""
+        for broker in self._brokers.values():
+            broker.restart()
+            self.touch(broker.number)
+
     def touch(self, number: int) -> Broker | None:
         """Give a broker to which something happens, if that session is open."""
         broker = self._brokers.get(number)
@@ -231,11 +245,7 @@ class Brokers:
 
     def decide(self, now: float) -> None:
         """Let those decide to whom something happened or whose time has come."""
-        while self._timers and self._timers[0][0] <= now:
-            due, _, number = heapq.heappop(self._timers)
-            if self._due.get(number) == due:
-                del self._due[number]
-                self.touch(number)
+        self._touch_due(now)
         while self._touched:
             number = next(iter(self._touched))
             broker = self._touched.pop(number)
@@ -249,6 +259,15 @@ class Brokers:
                 is_unwanted = not self._tell_starting(number, broker)
                 if is_unwanted and broker.state is SessionState.LOST:
                     self._execute(broker.close(now, drain=False))
+            for waiting in self._gate.called():
+                self.touch(waiting)
+
+    def _touch_due(self, now: float) -> None:
+        while self._timers and self._timers[0][0] <= now:
+            due, _, number = heapq.heappop(self._timers)
+            if self._due.get(number) == due:
+                del self._due[number]
+                self.touch(number)
 
     def next_deadline(self) -> float:
         """When ``decide`` wants to be called if nothing happens; may be never."""
@@ -317,6 +336,8 @@ class Brokers:
             interrupt_grace_s=policy.interrupt_grace_s,
             idle_timeout_s=limits.idle_timeout_s,
             limiter=policy.limiter,
+            recycle=policy.recycle,
+            gate=self._gate,
         )
 
     def _notice(self, number: int, broker: Broker) -> None:

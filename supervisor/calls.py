@@ -2,8 +2,9 @@
 
 Owns the commands that have no reply yet. On the I/O thread.
 
-Invariant: the future of a command ends with the reply, the death of the worker or the end of its
-session, whatever comes first; a reply to a question goes to the process that asked, or nowhere.
+Invariant: the future of a command ends with the reply, the death of the worker that was told or
+the end of its session, whatever comes first; a reply to a question goes to the process that asked,
+or nowhere.
 """
 
 from __future__ import annotations
@@ -56,10 +57,17 @@ class Calls:
         error = None if isinstance(reply, Done) else from_info(reply.error)
         self._end(reply.number, error)
 
-    def lost(self, number: int, exitcode: int | None, stderr: str = "") -> None:
-        """The worker of that number has died, or its session is over."""
+    def lost(
+        self,
+        number: int,
+        exitcode: int | None,
+        stderr: str = "",
+        *,
+        untold: frozenset[int] = frozenset(),
+    ) -> None:
+        """The worker of that number has died before it heard of ``untold``, or all is over."""
         for call, (owner, _) in list(self._commands.items()):
-            if owner == number:
+            if owner == number and call not in untold:
                 error = WorkerLost("the worker died meanwhile", exitcode=exitcode, stderr=stderr)
                 self._end(call, error)
 

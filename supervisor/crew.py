@@ -6,6 +6,7 @@ worker changes by the table of :mod:`soloist.protocol.transitions`.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import NamedTuple, TypeAlias
 
@@ -18,6 +19,8 @@ _MAX_WORDS = 300
 SYNC_GRACE_S = 0.05
 """A sync callable cannot be interrupted: this long it may end by itself, then its worker is
 replaced."""
+STOP_S = 5.0
+"""How long a worker that was asked to exit may take to disconnect its client and go."""
 
 
 class Spawn(NamedTuple):
@@ -134,6 +137,7 @@ class Worker:
         "broken",
         "busy_since",
         "claimed",
+        "given",
         "head_since",
         "heard_at",
         "incarnation",
@@ -145,13 +149,16 @@ class Worker:
         "next_lease",
         "number",
         "pid",
+        "quota",
         "state",
         "wedged",
     )
 
-    def __init__(self, number: int, incarnation: int) -> None:
+    def __init__(self, number: int, incarnation: int, quota: float = math.inf) -> None:
         self.number = number
         self.incarnation = incarnation
+        self.quota = quota  # most leases that it may be given
+        self.given = 0  # leases, without those that were taken back
         self.state = WorkerState.STARTING
         self.leases: deque[Request] = deque()
         self.next_lease = 1
@@ -161,7 +168,7 @@ class Worker:
         self.head_since = 0.0
         self.inspected = 0  # the first lease when its ledger was last read
         self.interrupted = 0  # highest lease whose turn was asked to end
-        self.interrupt_by: float | None = None  # when that turn must have ended
+        self.interrupt_by: float | None = None  # when that turn, or its exit, must have ended
         self.is_interruptible = True
         self.pid = 0
         self.broken: SoloistError | None = None
@@ -180,6 +187,13 @@ class Worker:
     def is_open(self) -> bool:
         """Whether it may be given requests."""
         return self.state is WorkerState.READY and self.interrupt_by is None
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether it is to be replaced as soon as it holds nothing."""
+        if self.state is WorkerState.READY:
+            return self.given >= self.quota
+        return self.state is WorkerState.RETIRING
 
     @property
     def is_ended_by_us(self) -> bool:

@@ -25,6 +25,15 @@ def check_counts(least: int = 1, /, **values: object) -> None:
             )
 
 
+def check_optional_counts(least: int = 1, /, **values: object) -> None:
+    """Refuse what is neither ``None`` nor a whole number of at least ``least``.
+
+    Raises:
+        InvalidOptions: naming the argument.
+    """
+    check_counts(least, **{name: value for name, value in values.items() if value is not None})
+
+
 def check_text(**values: object) -> None:
     """Refuse what is not a text, or empty.
 

@@ -108,10 +108,14 @@ def _tree_memory(roots: Sequence[int]) -> dict[int, int]:
 
 def _sum(root: psutil.Process, children: dict[int, list[psutil.Process]]) -> int:
     total, tree = 0, [root]
+    seen = {root.pid}
     while tree:
         process = tree.pop()
-        tree += children.get(process.pid, ())
         total += _rss(process)
+        for child in children.get(process.pid, ()):
+            if child.pid not in seen:  # ids may have been used again while the list was read
+                seen.add(child.pid)
+                tree.append(child)
     return total
 
 

@@ -11,8 +11,8 @@ dispatch takes a token and nothing is sent to wait at a busy worker; amid a paus
 dispatched and nothing waits at any worker.
 
 The module is long because every event and the one decision read and write the same collections;
-what has a state of its own stands elsewhere (``crew``, ``deadlines``, ``rate``, ``restart``,
-``retry``).
+what has a state of its own stands elsewhere (``crew``, ``deadlines``, ``rate``, ``recycle``,
+``restart``, ``retry``).
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from soloist.protocol.errors import (
 from soloist.protocol.messages import Answer, Failure, Lease, Run
 from soloist.protocol.transitions import RequestEvent, RequestState, WorkerEvent, WorkerState
 from soloist.supervisor.crew import (
+    STOP_S,
     Action,
     Dispatch,
     Inspect,
@@ -53,6 +54,7 @@ from soloist.supervisor.crew import (
 )
 from soloist.supervisor.deadlines import Deadlines
 from soloist.supervisor.rate import Limiter
+from soloist.supervisor.recycle import RecyclePolicy, Roll
 from soloist.supervisor.request import Outcome, Request
 from soloist.supervisor.restart import RestartPolicy
 from soloist.supervisor.retry import Retries, Retry
@@ -78,10 +80,12 @@ class Pool:
         interrupt_grace_s: time for an interrupted turn to end before its worker is killed.
         limiter: the Supervisor's rate limit; by default there is none.
         retry: which requests run again after an error; by default none.
+        recycle: how long a worker may live; by default for ever.
         jitter: chance in [0, 1], for the waits before further attempts.
     """
 
     name = ""  # sessions have one
+    untold: frozenset[int] = frozenset()  # only sessions have commands
 
     def __init__(
         self,
@@ -91,6 +95,7 @@ class Pool:
         interrupt_grace_s: float,
         limiter: Limiter | None = None,
         retry: Retry | None = None,
+        recycle: RecyclePolicy | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.size = size
@@ -112,6 +117,9 @@ class Pool:
         self._service_s = 1.0  # moving estimate; quick to rise, slow to fall
         self._tailed: dict[int, Worker] = {}  # more than one lease
         self._interrupting: dict[int, Worker] = {}
+        self._spent: dict[int, Worker] = {}  # to be asked to exit
+        self._recycle = RecyclePolicy() if recycle is None else recycle
+        self._roll = Roll(size)
         self._deadlines = Deadlines()
         self._order = itertools.count()
         self._incarnations: dict[int, int] = {}
@@ -140,6 +148,16 @@ class Pool:
     def delayed(self) -> int:
         """Requests that failed and wait for their next attempt."""
         return self._retries.count
+
+    @property
+    def is_rolling(self) -> bool:
+        """Whether a worker that was to be replaced by ``restart`` lives."""
+        return self._roll.is_active
+
+    @property
+    def roll_failure(self) -> SoloistError | None:
+        """Why the last ``restart`` ended before all were replaced, if it did."""
+        return self._roll.failure
 
     # -- events from callers ---------------------------------------------------------------
 
@@ -184,6 +202,13 @@ class Pool:
     def cancel_pending(self) -> list[Action]:
         """End every request that waits; ``revoke_all`` comes first."""
         return self._fail_queue(RequestCancelled, _CANCELLED)
+
+    def restart(self) -> None:
+        """Replace all workers that there are, a few at a time; ``is_rolling`` until that is done.
+
+        Another one under way is joined.
+        """
+        self._roll.begin(self.workers)
 
     # -- events from workers ---------------------------------------------------------------
 
@@ -280,10 +305,17 @@ class Pool:
             default=worker.claimed,
         )
         back = [request for request in worker.leases if request.lease in taken]
+        worker.given -= len(back)
         if back:
             worker.leases = deque(r for r in worker.leases if r.lease not in taken)
             self._requeue(back)
         self._file(worker)
+
+    def measured(self, number: int, tree_rss_bytes: int, now: float) -> list[Action]:
+        """The memory of a worker's process tree; one that has outgrown its limit is replaced."""
+        if self._recycle.is_too_large(tree_rss_bytes):
+            return self._retire(self.workers[number], now)
+        return []
 
     def exited(
         self,
@@ -332,7 +364,7 @@ class Pool:
         """Decide what every waiting request gets.
 
         1. An idle worker: it runs there.
-        2. No idle worker and fewer than ``size``: another worker is started.
+        2. No idle worker and fewer than ``size``: another worker is started; also for a roll.
         3. Busy workers with room: it waits there, revocable, in equal shares.
         4. A worker with more than one lease has been silent for long: its ledger is read, and
            what waits behind the first lease is taken back.
@@ -345,7 +377,7 @@ class Pool:
             now >= self._inspect_at or now >= self._retries.next_at or not self._limiter.is_free
         ) and (first := self._before(now)):
             return first
-        if not self._queued:
+        if not self._queued and not self._roll.is_active:
             self._spawn_at = math.inf
             return self._refuse(now) if self._retries.count else []
         runs: dict[int, list[Lease]] = {}
@@ -354,7 +386,7 @@ class Pool:
             # The one that is idle the longest: its client had the time to begin anew.
             self._lease(next(iter(self._idle.values())), 1, runs, now)
         actions: list[Action] = []
-        if self._queued:  # 2
+        if self._queued or self._roll.is_active:  # 2
             actions += self._spawn(now)
         while self._queued and self._roomy and limiter.is_free:  # 3
             self._share(runs, now)
@@ -365,7 +397,7 @@ class Pool:
         return actions + self._refuse(now) if self._queued else actions
 
     def expire(self, now: float) -> list[Action]:
-        """End what has outlived its deadline: requests, and turns that were interrupted."""
+        """End what has outlived its deadline: requests, turns that were interrupted, workers."""
         actions: list[Action] = []
         while (request := self._deadlines.due(now)) is not None:
             if request.state is RequestState.LEASED:
@@ -381,10 +413,12 @@ class Pool:
         for worker in list(self._interrupting.values()):
             if worker.interrupt_by is not None and worker.interrupt_by <= now:
                 actions += self._kill(worker)
-        return actions
+        return actions + self._roll_on(now) + self._stop_spent(now)
 
     def next_deadline(self) -> float:
         """When ``assign`` and ``expire`` want to be called if nothing happens; may be never."""
+        if self._spent:
+            return -math.inf
         due = min(self._deadlines.next(), self._retries.next_at, self._spawn_at, self._inspect_at)
         for worker in self._interrupting.values():
             if worker.interrupt_by is not None:
@@ -404,6 +438,7 @@ class Pool:
 
         ``revoke_all`` comes first.
         """
+        self._roll.end()
         reason = self._closed or "the Supervisor is closed"
         actions = self._fail_queue(SupervisorClosed, reason)
         for worker in list(self.workers.values()):
@@ -431,6 +466,7 @@ class Pool:
         if not worker.leases:
             worker.head_since = worker.busy_since = now
         leases = runs.setdefault(worker.number, [])
+        count = int(min(count, worker.quota - worker.given))
         size = 0
         while count and self._queued and size < MAX_BATCH_BYTES:
             request = self._pop_queue()
@@ -439,6 +475,7 @@ class Pool:
             request.lease = worker.next_lease
             request.attempts += 1
             worker.next_lease += 1
+            worker.given += 1
             worker.leases.append(request)
             leases.append(Lease(request.lease, request.payload, request.is_streamed))
             count -= 1
@@ -469,6 +506,7 @@ class Pool:
             for worker in self.workers.values()
         )
         wanted = self._queued - starting - len(self._idle)  # some are idle for want of a token
+        wanted = max(wanted, self._roll.missing(self.workers))
         return [self.start_worker() for _ in range(min(free, wanted))]
 
     def start_worker(self) -> Spawn:
@@ -477,7 +515,7 @@ class Pool:
         incarnation = self._incarnations.get(number, 0) + 1
         self._incarnations[number] = incarnation
         self.restarts += incarnation > 1
-        self.workers[number] = Worker(number, incarnation)
+        self.workers[number] = Worker(number, incarnation, self._recycle.quota())
         return Spawn(number, incarnation)
 
     def _refuse(self, now: float) -> list[Action]:
@@ -526,7 +564,7 @@ class Pool:
                     self._file(worker)
 
     def _interrupt(self, worker: Worker, request: Request, now: float) -> list[Action]:
-        if worker.state is not WorkerState.READY or request.lease <= worker.interrupted:
+        if worker.state not in _SERVING or request.lease <= worker.interrupted:
             return []
         worker.interrupted = request.lease
         worker.interrupt_by = now + worker.grace_s(self._interrupt_grace_s)
@@ -536,6 +574,36 @@ class Pool:
         if worker.is_interruptible:
             actions.append(Interrupt(worker.number, request.lease))
         return actions
+
+    def _retire(self, worker: Worker, now: float) -> list[Action]:
+        """Have a worker replaced between two requests; one that serves nobody yet, at once."""
+        if worker.state in {WorkerState.STARTING, WorkerState.CONNECTING}:
+            return self._stop(worker, now)
+        worker.advance(WorkerEvent.RETIRE)
+        self._file(worker)
+        return self._free_the_rest(worker)
+
+    def _roll_on(self, now: float) -> list[Action]:
+        """Let those go whose turn has come in a restart of all."""
+        if self._roll.is_active and self._restart.is_exhausted(now):
+            reason = f"the new workers cannot start: {self._restart.describe()}"
+            self._roll.end(RestartLimitReached(f"{reason}; the last: {self._last_failure}"))
+        actions: list[Action] = []
+        while (worker := self._roll.next(self.workers)) is not None:
+            actions += self._retire(worker, now)
+        return actions
+
+    def _stop_spent(self, now: float) -> list[Action]:
+        """Ask those to exit that are to be replaced and hold nothing any more."""
+        return [a for worker in list(self._spent.values()) for a in self._stop(worker, now)]
+
+    def _stop(self, worker: Worker, now: float) -> list[Action]:
+        """Ask a worker to exit; one that does not is killed."""
+        worker.advance(WorkerEvent.STOP)
+        worker.interrupt_by = now + STOP_S
+        self._interrupting[worker.number] = worker
+        self._file(worker)
+        return [Stop(worker.number)]
 
     def _kill(self, worker: Worker) -> list[Action]:
         worker.interrupt_by = math.inf
@@ -553,7 +621,11 @@ class Pool:
         self._idle.pop(number, None)
         self._roomy.pop(number, None)
         self._tailed.pop(number, None)
-        if worker.is_open:
+        self._spent.pop(number, None)
+        if worker.is_spent:
+            if not worker.leases:
+                self._spent[number] = worker
+        elif worker.is_open:
             if not worker.leases:
                 self._idle[number] = worker
             elif (
@@ -568,6 +640,7 @@ class Pool:
 
     def _forget(self, worker: Worker) -> None:
         del self.workers[worker.number]
+        self._roll.forget(worker.number)
         self._interrupting.pop(worker.number, None)
         self._file(worker)
 
@@ -636,6 +709,7 @@ class Pool:
         queue.extendleft(reversed(waiting))
 
 
+_SERVING = frozenset({WorkerState.READY, WorkerState.RETIRING})
 _WAITING = frozenset({RequestState.QUEUED, RequestState.DELAYED})
 _CANCELLED = "the request was cancelled"
 _TIMED_OUT = "the deadline passed while the request was running"

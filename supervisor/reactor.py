@@ -57,7 +57,7 @@ from soloist.protocol.messages import Interrupt as InterruptMessage
 from soloist.protocol.messages import Stop as StopMessage
 from soloist.protocol.transitions import WorkerState
 from soloist.supervisor import events
-from soloist.supervisor.broker import Broker
+from soloist.supervisor.broker import Broker, again
 from soloist.supervisor.brokers import Address, Brokers, SessionLimits, SessionPolicy
 from soloist.supervisor.calls import Calls
 from soloist.supervisor.channel import Channel
@@ -156,17 +156,21 @@ class Reactor:
         self.inbox = Inbox()
         self.is_closed = self.inbox.is_closed
         self._processes: dict[int, WorkerProcess] = {}
+        recycle = sessions.recycle
+        is_memory_limited = recycle is not None and recycle.max_memory_bytes is not None
         self._watch = Watch(
             wedge_after_s,
             expected=self._expected,
             processes=self._processes,
             ping=self._ping,
             wedged=self._wedged,
+            measured=self._measured if is_memory_limited else None,
             post=self.inbox.post,
         )
         self._early: dict[int, list[WireMessage | RemoteProtocolError]] = {}
         self._shutdown: Shutdown | None = None
         self._idle_waiters: list[Future[None]] = []
+        self._roll_waiters: list[Future[None]] = []
         self._counts = {"answered": 0, "failed": 0, "cancelled": 0}
         self._first_worker: Future[None] = Future()
         self._ends = contextlib.ExitStack()
@@ -190,8 +194,8 @@ class Reactor:
             Snapshot: self._snapshot,
             Control: self._question,
             Pong: lambda *_: None,  # that it came was the news
-            Done: lambda _, reply: self._calls.done(reply),
-            Refused: lambda _, reply: self._calls.done(reply),
+            Done: self._replied,
+            Refused: self._replied,
         }
         self._thread = threading.Thread(target=self._run, name="soloist-io", daemon=True)
 
@@ -239,6 +243,17 @@ class Reactor:
 
         self.inbox.ask(lambda: self._drain(idle)).add_done_callback(drained)
         return idle
+
+    def restart(self) -> Future[None]:
+        """Replace all workers that there are; the future is done when they have gone."""
+        rolled: Future[None] = Future()
+
+        def asked(answer: Future[None]) -> None:
+            if (error := answer.exception()) is not None:
+                rolled.set_exception(error)
+
+        self.inbox.ask(lambda: self._restart(rolled)).add_done_callback(asked)
+        return rolled
 
     def close(self, drain_s: float | None, *, at_least: Phase = Phase.DRAIN) -> None:
         """Begin to close, or close faster; ``is_closed`` is set at the end."""
@@ -433,7 +448,9 @@ class Reactor:
         """Take in what one worker said, outcomes that follow each other together."""
         for is_outcome, group in itertools.groupby(messages, _is_outcome):
             if is_outcome:
-                self._execute(self._crew(number).answered(number, group, time.monotonic()))
+                crew = self._crew(number)
+                self._execute(crew.answered(number, group, time.monotonic()))
+                self._watch.answered(number, crew.workers[number].incarnation)
             else:
                 for message in group:
                     self._handle(number, message)
@@ -472,6 +489,8 @@ class Reactor:
         self._brokers.decide(now)
         self._run_to_end(self._pool.expire, now)
         self._run_to_end(self._pool.assign, now)
+        if self._roll_waiters and not (self._pool.is_rolling or self._brokers.is_rolling):
+            self._end_roll(self._pool.roll_failure)
         if self._idle_waiters and not (self._pool.outstanding or self._brokers.outstanding):
             for waiter in self._idle_waiters:
                 waiter.set_result(None)
@@ -588,9 +607,11 @@ class Reactor:
         if self.is_closed.is_set():
             return
         self._reports.not_started(number, error)
-        self._calls.lost(number, None)
+        crew = self._crew(number)
+        actions = crew.spawn_failed(number, error, time.monotonic())
+        self._calls.lost(number, None, untold=crew.untold)
         self._first_worker_is(error)
-        self._execute(self._crew(number).spawn_failed(number, error, time.monotonic()))
+        self._execute(actions)
 
     def _exited(self, process: WorkerProcess) -> None:
         """A worker's process has ended: read all it left, then let the pool decide."""
@@ -605,8 +626,9 @@ class Reactor:
         self._reports.exited(number, process.pid, exitcode)
         del self._processes[number]
         process.close()
-        self._calls.lost(number, exitcode, stderr)
-        self._execute(crew.exited(number, exitcode, unclaimed, time.monotonic(), stderr))
+        actions = crew.exited(number, exitcode, unclaimed, time.monotonic(), stderr)
+        self._calls.lost(number, exitcode, stderr, untold=crew.untold)
+        self._execute(actions)
         self._first_worker_is(
             WorkerLost(
                 f"the first worker died while it loaded the client (code {exitcode})"
@@ -670,6 +692,28 @@ class Reactor:
             self._execute(owner.broken(number, error))
         self._execute(owner.wedged(number, wedged.reason))
 
+    # -- recycling -------------------------------------------------------------------------------
+
+    def _measured(self, number: int, tree_rss_bytes: int) -> None:
+        owner = self._owner(number)
+        assert owner is not None
+        self._execute(owner.measured(number, tree_rss_bytes, time.monotonic()))
+
+    def _restart(self, rolled: Future[None]) -> None:
+        if self._shutdown is not None:
+            raise SupervisorClosed("the Supervisor is closed", started=False)
+        self._pool.restart()
+        self._brokers.restart()
+        self._roll_waiters.append(rolled)
+
+    def _end_roll(self, failure: SoloistError | None) -> None:
+        waiters, self._roll_waiters = self._roll_waiters, []
+        for waiter in waiters:
+            if failure is None:
+                waiter.set_result(None)
+            else:
+                waiter.set_exception(again(failure))
+
     # -- beside the turns ------------------------------------------------------------------------
 
     def _question(self, number: int, asked: Control) -> None:
@@ -687,6 +731,11 @@ class Reactor:
     def _command(self, number: int, name: str, arguments: bytes, done: Future[None]) -> None:
         broker = self._brokers.touch(number)
         self._execute(self._calls.command(broker, name, arguments, done))
+
+    def _replied(self, number: int, reply: Done | Refused) -> None:
+        self._calls.done(reply)
+        if (broker := self._brokers.touch(number)) is not None:
+            broker.replied(reply.number)
 
     def _session_ended(self, action: Ended) -> None:
         self._calls.lost(action.number, None)
@@ -716,6 +765,7 @@ class Reactor:
 
     def _close(self, drain_s: float | None, at_least: Phase) -> None:
         now = time.monotonic()
+        self._watch.stop_measuring()
         self._close_intake("the Supervisor is closed")
         if self._shutdown is None:
             self._shutdown = Shutdown(now, drain_s=drain_s, interrupt_s=self._interrupt_grace_s)
@@ -813,6 +863,7 @@ class Reactor:
         for waiter in self._idle_waiters:
             waiter.set_result(None)
         self._idle_waiters.clear()
+        self._end_roll(None)
         self._brokers.give_up()
         self._calls.give_up(SupervisorClosed("the Supervisor is closed"))
         self.inbox.close()

@@ -78,7 +78,13 @@ class TestEveryTable:
 
 class TestWorker:
     def test_lives_through_its_states_in_order(self):
-        events = [WorkerEvent.LOADED, WorkerEvent.READY, WorkerEvent.STOP, WorkerEvent.EXITED]
+        events = [
+            WorkerEvent.LOADED,
+            WorkerEvent.READY,
+            WorkerEvent.RETIRE,
+            WorkerEvent.STOP,
+            WorkerEvent.EXITED,
+        ]
         path = itertools.accumulate(
             events, lambda state, event: advance(WORKER, state, event), initial=next(iter(ALIVE))
         )
@@ -105,6 +111,7 @@ class TestWorker:
             (WorkerState.CONNECTING, WorkerEvent.LOADED),
             (WorkerState.READY, WorkerEvent.LOADED),
             (WorkerState.READY, WorkerEvent.READY),
+            (WorkerState.RETIRING, WorkerEvent.READY),
         ],
     )
     def test_cannot_say_things_out_of_order(self, state, event):
