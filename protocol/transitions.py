@@ -145,6 +145,7 @@ WORKER: Table[WorkerState, WorkerEvent] = MappingProxyType(
         },
         WorkerState.RETIRING: {
             WorkerEvent.BROKEN: WorkerState.STOPPING,
+            WorkerEvent.RETIRE: WorkerState.RETIRING,
             WorkerEvent.STOP: WorkerState.STOPPING,
             WorkerEvent.EXITED: WorkerState.DEAD,
         },

@@ -47,6 +47,7 @@ from soloist.supervisor.crew import (
     Tell,
 )
 from soloist.supervisor.rate import Limiter, RateLimit
+from soloist.supervisor.recycle import Gate, RecyclePolicy
 from soloist.supervisor.request import Request
 from soloist.supervisor.restart import RestartPolicy
 
@@ -158,6 +159,8 @@ class World:
         idle_timeout_s=None,
         limit=None,
         is_resumable=True,
+        recycle=None,
+        gate=None,
     ):
         self.now = 100.0
         self.limiter = Limiter(limit)
@@ -173,6 +176,8 @@ class World:
             interrupt_grace_s=GRACE_S,
             idle_timeout_s=idle_timeout_s,
             limiter=self.limiter,
+            recycle=recycle,
+            gate=gate,
         )
         self.is_resumable = is_resumable
         self.worker = None
@@ -257,6 +262,12 @@ class World:
     def do_tell(self, action):
         assert self.worker.state == "ready"
         self.worker.told.append((action.name, action.arguments))
+
+    def do_stop(self, action):
+        if self.broker.refusal is None:  # it is to go on elsewhere
+            assert self.worker.running is None, "a worker is replaced between requests"
+            assert not self.worker.granted
+            assert self.snapshot or not self.begun, "it would begin from a blank state"
 
     def do_settle(self, action):
         request = action.request
@@ -1499,6 +1510,263 @@ class TestCounters:
         assert world.outcome(first)
 
 
+def limited(count, chance=0.0):
+    return RecyclePolicy(max_requests=count, jitter=lambda: chance)
+
+
+SMALL = RecyclePolicy(max_memory_bytes=1000)
+
+
+class TestRecycling:
+    def test_a_spent_worker_is_followed_by_one_with_its_conversation(self):
+        world = World(recycle=limited(2))
+        worker = world.up()
+        requests = world.submit(5)
+        seen = []
+        while len(world.outcomes) < 5:
+            world.decide()
+            if world.worker.state == "stopping":
+                assert world.state is SessionState.IDLE
+                world.worker.die(0)
+                world.decide()
+                world.worker.load().ready()
+                world.decide()
+            worker = world.worker
+            worker.answer()
+            seen.append((world.broker.incarnation, worker.history))
+        assert [n for n, _ in seen] == [1, 1, 2, 2, 3]
+        assert seen[-1][1] == [0, 1, 2, 3, 4]
+        assert [world.outcome(r).text for r in requests] == [world.text(r) for r in requests]
+
+    def test_at_once_although_nobody_waits(self):
+        world, worker, _ = busy_world(recycle=limited(1))
+        worker.answer()
+        assert kinds(world.decide()) == ["Stop"]
+        worker.die(0)
+        assert kinds(world.decide()) == ["Spawn"]
+        assert not world.restart.is_exhausted(world.now)
+
+    def test_it_is_no_failure(self):
+        world = World(recycle=limited(1), max_restarts=0)
+        for _ in range(4):
+            worker = world.up()
+            world.submit()
+            world.decide()
+            worker.answer()
+            world.decide()
+            worker.die(-11)
+        assert world.state is SessionState.STARTING
+
+    def test_one_that_does_not_exit_is_killed(self):
+        world, worker, _ = busy_world(recycle=limited(1))
+        worker.answer()
+        world.decide()
+        assert kinds(world.tick(STOP_S)) == ["Kill"]
+        worker.die()
+        assert kinds(world.decide()) == ["Spawn"]
+
+    def test_one_that_cannot_be_continued_keeps_its_worker(self):
+        world = World(recycle=limited(1), is_resumable=False)
+        worker = world.up()
+        for _ in range(3):
+            world.submit()
+            world.decide()
+            worker.answer()
+        world.execute(world.broker.measured(NUMBER, 10**15, world.now))
+        assert Stop not in {type(a) for a in world.log}
+        assert world.broker.incarnation == 1
+
+    def test_one_that_has_outgrown_its_limit_is_replaced_between_two_turns(self):
+        world, worker, _ = busy_world(recycle=SMALL)
+        world.execute(world.broker.measured(NUMBER, 1000, world.now))
+        world.execute(world.broker.measured(NUMBER, 1001, world.now))
+        assert world.decide() == []
+        worker.answer()
+        assert kinds(world.decide()) == ["Stop"]
+        worker.die(0)
+        world.up()
+        world.submit()
+        assert kinds(world.decide()) == ["Dispatch"]
+
+    def test_a_command_amid_it_is_for_the_next_worker(self):
+        world, worker, _ = busy_world(recycle=limited(1))
+        worker.answer()
+        world.decide()
+        assert world.execute(world.broker.command(7, "set_model", b"1")) == []
+        assert world.broker.untold == {7}
+        worker.die(0)
+        assert world.up().told == [("set_model", b"1")]
+        assert world.broker.untold == frozenset()
+
+    def test_it_waits_for_the_reply_to_a_command(self):
+        world, worker, _ = busy_world(recycle=limited(1))
+        world.execute(world.broker.command(7, "set_model", b"1"))
+        worker.answer()
+        assert world.decide() == []
+        world.broker.replied(7)
+        assert kinds(world.decide()) == ["Stop"]
+
+    def test_also_one_that_had_waited_for_its_client(self):
+        world = World(recycle=limited(1))
+        world.broker.command(7, "set_model", b"1")
+        worker = world.up()
+        world.submit()
+        world.decide()
+        worker.answer()
+        assert world.decide() == []
+        world.broker.replied(7)
+        assert kinds(world.decide()) == ["Stop"]
+
+    @pytest.mark.parametrize("drain", [False, True])
+    def test_closing_it_meanwhile_ends_it(self, drain):
+        world, worker, _ = busy_world(recycle=limited(1))
+        worker.answer()
+        world.decide()
+        (waiting,) = world.submit()
+        world.close(drain=drain)
+        world.decide()
+        worker.die(0)
+        if drain:
+            world.up().answer()
+            assert world.outcome(waiting).text == world.text(waiting)
+            world.decide()
+            world.worker.die(0)
+        assert world.is_ended
+
+    def test_who_waits_meanwhile_can_give_up_or_time_out(self):
+        world, worker, _ = busy_world(recycle=limited(1))
+        worker.answer()
+        world.decide()
+        late, never, patient = *world.submit(timeout_s=1.0), *world.submit(2)
+        world.cancel(never)
+        world.tick(1.0)
+        assert isinstance(world.outcome(late), RequestTimeout)
+        assert isinstance(world.outcome(never), RequestCancelled)
+        worker.die(0)
+        world.up().answer()
+        assert world.outcome(patient).text == world.text(patient)
+
+    def test_a_worker_that_dies_by_itself_is_not_blamed_for_the_last_ones_size(self):
+        world, worker, _ = busy_world(recycle=SMALL)
+        world.execute(world.broker.measured(NUMBER, 1001, world.now))
+        worker.die()
+        world.up()
+        assert world.decide() == []
+
+
+class TestRestartOfAll:
+    def test_an_idle_one_moves_at_once(self):
+        world, worker, _ = busy_world()
+        worker.answer()
+        world.broker.restart()
+        assert world.broker.is_rolling
+        assert kinds(world.decide()) == ["Stop"]
+        worker.die(0)
+        assert not world.broker.is_rolling
+        assert world.up().history == [0]
+
+    def test_a_busy_one_moves_after_its_turn(self):
+        world, worker, request = busy_world()
+        world.broker.restart()
+        assert world.decide() == []
+        worker.answer()
+        assert kinds(world.decide()) == ["Stop"]
+        assert world.outcome(request).text == world.text(request)
+
+    def test_one_without_a_turn_has_nothing_to_lose(self):
+        world = World(is_resumable=False)
+        world.up()
+        world.broker.restart()
+        assert kinds(world.decide()) == ["Stop"]
+
+    def test_one_that_cannot_be_continued_is_left_out(self):
+        world, worker, _ = busy_world(is_resumable=False)
+        worker.answer()
+        world.broker.restart()
+        assert not world.broker.is_rolling
+        assert world.decide() == []
+
+    def test_one_that_turns_out_so_in_its_first_turn_is_left_out(self):
+        world, worker, _ = busy_world(is_resumable=False)
+        world.broker.restart()
+        assert world.broker.is_rolling
+        worker.answer()
+        world.decide()
+        assert not world.broker.is_rolling
+        worker.is_resumable = True
+        world.submit()
+        world.decide()
+        worker.answer()
+        assert world.decide() == [], "the restart is long over"
+
+    @pytest.mark.parametrize("how_far", ["starting", "connecting"])
+    def test_one_that_starts_moves_when_it_has(self, how_far):
+        world = World()
+        world.decide()
+        if how_far == "connecting":
+            world.worker.load()
+        world.broker.restart()
+        worker = world.worker
+        if how_far == "starting":
+            worker.load()
+        worker.ready()
+        assert kinds(world.decide()) == ["Stop"]
+
+    def test_one_without_a_worker_gets_a_new_one_anyway(self):
+        world, worker, _ = busy_world()
+        worker.die()
+        world.broker.restart()
+        assert not world.broker.is_rolling
+        world.up()
+        assert not world.broker.is_rolling
+
+    def test_it_waits_for_a_place(self):
+        gate = Gate(1)
+        gate.enter(99)
+        world, worker, _ = busy_world(gate=gate)
+        worker.answer()
+        world.broker.restart()
+        assert world.decide() == []
+        assert gate.called() == []
+        gate.leave(99)
+        assert gate.called() == [NUMBER]
+        assert kinds(world.decide()) == ["Stop"]
+        worker.die(0)
+        assert not gate.enter(99)
+        world.up()
+        assert gate.enter(99)
+
+    @pytest.mark.parametrize("end", ["close", "lose"])
+    def test_its_end_gives_the_place_back(self, end):
+        gate = Gate(1)
+        world, worker, _ = busy_world(gate=gate, max_restarts=0)
+        worker.answer()
+        world.broker.restart()
+        world.decide()
+        if end == "close":
+            world.close()
+            world.decide()
+            worker.die(0)
+        else:
+            worker.die(0)
+            world.decide()
+            world.worker.die(1)
+            assert world.state is SessionState.LOST
+        assert gate.enter(99)
+
+    def test_commands_that_wait_for_a_worker_that_never_comes_wait_no_more(self):
+        world, worker, _ = busy_world(max_restarts=0)
+        worker.answer()
+        world.broker.restart()
+        world.decide()
+        world.execute(world.broker.command(7, "set_model", b"1"))
+        worker.die(0)
+        world.decide()
+        assert world.broker.untold == {7}
+        world.worker.die(1)
+        assert world.broker.untold == frozenset()
+
+
 class TestMemory:
     def test_of_queue_and_deadlines_is_bounded_when_requests_come_and_are_cancelled(self):
         world, _, _ = busy_world()
@@ -1549,8 +1817,14 @@ class BrokerWalk(RuleBasedStateMachine):
         is_resumable=st.sampled_from([True, True, False]),
         limit=st.none() | st.just(RateLimit(per_second=2.0, burst=2)),
         idle_timeout_s=st.none() | st.just(20.0),
+        most=st.sampled_from([None, 1, 3]),
+        is_gate_free=st.sampled_from([True, True, False]),
     )
-    def begin(self, sync, is_resumable, limit, idle_timeout_s):
+    def begin(self, sync, is_resumable, limit, idle_timeout_s, most, is_gate_free):
+        self.most = math.inf if most is None else most
+        gate = Gate(1)
+        if not is_gate_free:
+            gate.enter(99)
         self.world = World(
             max_queue=self.MAX_QUEUE,
             max_queue_bytes=self.MAX_BYTES,
@@ -1558,6 +1832,8 @@ class BrokerWalk(RuleBasedStateMachine):
             is_resumable=is_resumable,
             limit=limit,
             idle_timeout_s=idle_timeout_s,
+            recycle=RecyclePolicy(max_requests=most, max_memory_bytes=1000, jitter=lambda: 0.0),
+            gate=gate,
         )
         self.is_interruptible = not sync
         self.cancelled = set()
@@ -1631,6 +1907,32 @@ class BrokerWalk(RuleBasedStateMachine):
             self.world.execute(self.world.broker.command(1, name, TELLS[name]))
         except SoloistError:
             assert self.is_closing or self.is_lost or self.world.broker.refusal
+
+    @is_open
+    @rule()
+    def reply_to_the_command(self):
+        self.world.broker.replied(1)
+
+    @a_worker(lambda w: w.delivered)
+    @rule()
+    def outgrow(self):
+        self.world.execute(self.world.broker.measured(NUMBER, 1001, self.world.now))
+
+    @is_open
+    @rule()
+    def restart(self):
+        self.world.broker.restart()
+
+    @a_worker(lambda w: w.state == "stopping")
+    @rule(exitcode=st.sampled_from([0, 0, -11]))
+    def exit(self, exitcode):
+        """It was asked to, or broke: only that may cost the conversation."""
+        world = self.world
+        was_broken = world.broker.workers[NUMBER].broken is not None
+        failures, was_idle = list(world.restart._failures), world.state is SessionState.IDLE
+        self.worker.die(exitcode)
+        assert was_broken or failures == list(world.restart._failures)
+        assert not was_idle or world.state is SessionState.STARTING
 
     @is_open
     @rule()
@@ -1791,6 +2093,12 @@ class BrokerWalk(RuleBasedStateMachine):
         assert set(self.alive()) <= set(places)
         orders = [r.order for r in broker._queue if r.state is RequestState.QUEUED]
         assert orders == sorted(orders)
+
+    @invariant()
+    def no_incarnation_is_given_more_than_its_quota(self):
+        for view in self.world.broker.workers.values():
+            if self.worker and self.worker.is_resumable and self.world.is_resumable:
+                assert view.given <= self.most or self.world.broker._calls
 
     @invariant()
     def requests_start_in_the_order_of_arrival(self):

@@ -33,6 +33,7 @@ from soloist.protocol.messages import Answer, Failure
 from soloist.protocol.transitions import RequestState
 from soloist.supervisor import pool as pool_module
 from soloist.supervisor.crew import (
+    STOP_S,
     SYNC_GRACE_S,
     Dispatch,
     Inspect,
@@ -46,6 +47,7 @@ from soloist.supervisor.crew import (
 )
 from soloist.supervisor.pool import INSPECT_AFTER_S, MAX_BATCH, MAX_BATCH_BYTES, Pool
 from soloist.supervisor.rate import Limiter, RateLimit
+from soloist.supervisor.recycle import RecyclePolicy
 from soloist.supervisor.request import Request
 from soloist.supervisor.restart import RestartPolicy
 from soloist.supervisor.retry import Retry
@@ -64,6 +66,7 @@ class FakeWorker:
         self.pipe = collections.deque()
         self.leases = {}
         self.running = None
+        self.begun = 0
         self.is_stuck = False  # the running turn ends by an interrupt or not at all
         self.ledger = []  # every outcome since the start
         self.delivered = 0  # how many of them were sent
@@ -82,6 +85,7 @@ class FakeWorker:
         assert self.running is None
         if self.pipe:
             self.running = self.pipe.popleft()
+            self.begun += 1
             self.world.has_begun(self.leases[self.running])
         return self.running
 
@@ -140,19 +144,30 @@ class World:
     """The reactor's part: executes actions, moves the clock, keeps the accounts."""
 
     def __init__(
-        self, size=1, max_restarts=3, period_s=30.0, grace_s=GRACE_S, limit=None, retry=None
+        self,
+        size=1,
+        max_restarts=3,
+        period_s=30.0,
+        grace_s=GRACE_S,
+        limit=None,
+        retry=None,
+        recycle=None,
     ):
         self.now = 100.0
-        restart = RestartPolicy(max_restarts=max_restarts, period_s=period_s, jitter=lambda: 1.0)
+        self.is_deciding = False
+        self.restart = RestartPolicy(
+            max_restarts=max_restarts, period_s=period_s, jitter=lambda: 1.0
+        )
         self.limit = limit
         self.limiter = Limiter(limit)
         self.retry = retry
         self.pool = Pool(
             size=size,
-            restart=restart,
+            restart=self.restart,
             interrupt_grace_s=grace_s,
             limiter=self.limiter,
             retry=retry,
+            recycle=recycle,
             jitter=lambda: 1.0,
         )
         self.workers = {}
@@ -187,7 +202,9 @@ class World:
         """One turn of the reactor; gives the actions in order."""
         begin = len(self.log)
         for _ in range(3):
+            self.is_deciding = True
             self.run_to_end(lambda: self.pool.expire(self.now))
+            self.is_deciding = False
             self.run_to_end(lambda: self.pool.assign(self.now))
             if self.pool.next_deadline() > self.now:
                 self.is_settled_down()
@@ -254,6 +271,12 @@ class World:
         worker = self.workers[action.number]
         if worker.running == action.lease and worker.is_stuck == "until interrupted":
             worker.is_stuck = False
+
+    def do_stop(self, action):
+        worker = self.workers[action.number]
+        if self.is_deciding:  # else everything ends
+            assert worker.running is None, "a worker is replaced between requests"
+            assert not worker.pipe
 
     def do_settle(self, action):
         request = action.request
@@ -2122,6 +2145,340 @@ class TestRetryEnds:
         assert counts() == (0, 0, 0, 0, 0)
 
 
+def limited(count, chance=0.0):
+    return RecyclePolicy(max_requests=count, jitter=lambda: chance)
+
+
+SMALL = RecyclePolicy(max_memory_bytes=1000)
+
+
+class TestQuota:
+    def test_a_spent_worker_is_asked_to_exit_between_two_requests_and_followed_at_once(self):
+        world = World(recycle=limited(2))
+        (worker,) = world.up(1)
+        world.submit(3)
+        world.decide()
+        worker.answer()
+        assert kinds(world.decide()) == ["Dispatch"]
+        worker.answer()
+        assert kinds(world.decide()) == ["Stop"]
+        assert kinds(worker.die(0)) == ["Spawn"]
+        assert world.pool.restarts == 1
+        (successor,) = world.up()
+        world.decide()
+        successor.answer()
+        assert world.texts(world.requests) == ["answer 0", "answer 1", "answer 2"]
+
+    def test_also_when_nobody_waits_so_that_the_next_one_need_not(self):
+        world, worker, _ = busy_world(recycle=limited(1))
+        worker.answer()
+        assert kinds(world.decide()) == ["Stop"]
+        assert kinds(worker.die(0)) == ["Spawn"]
+
+    def test_not_before_it_has_nothing_left_to_do(self):
+        world, _, _ = busy_world(recycle=limited(1))
+        assert world.decide() == []
+
+    def test_a_batch_is_no_longer_than_what_is_left(self):
+        world = World(recycle=limited(400))
+        (worker,) = world.up(1)
+        world.learn(16)
+        view = world.pool.workers[0]
+        view.quota = worker.begun + 10
+        world.submit(64)
+        assert sent(world.decide()) == {0: 10}
+        while worker.claim():
+            worker.finish(FAST_S)
+        worker.deliver()
+        assert view.given == worker.begun == view.quota
+        assert kinds(world.decide()) == ["Stop"]
+
+    def test_what_was_taken_back_does_not_count(self):
+        world, worker, _ = batch_world(count=4, recycle=limited(400))
+        view = world.pool.workers[0]
+        view.quota = view.given  # as if it ended with these
+        worker.claim()
+        world.tick(INSPECT_AFTER_S)
+        assert view.given == view.quota - 3
+        for _ in range(3):
+            worker.answer()
+            assert sent(world.decide()) == {0: 1}
+        worker.answer()
+        assert kinds(world.decide()) == ["Stop"]
+
+    def test_the_share_that_one_cannot_take_goes_to_another(self):
+        world = World(size=2, recycle=limited(400))
+        world.up(2)
+        world.learn(16)
+        world.pool.workers[0].quota = world.pool.workers[0].given + 2
+        world.submit(19)
+        assert sent(world.decide()) == {0: 2, 1: 17}
+
+    def test_each_incarnation_has_a_limit_of_its_own(self):
+        chances = iter([0.0, 0.5, 1.0])
+        recycle = RecyclePolicy(max_requests=100, jitter=lambda: next(chances))
+        world = World(size=3, recycle=recycle)
+        world.up(3)
+        assert [w.quota for w in world.pool.workers.values()] == [100, 90, 80]
+
+    def test_it_is_no_failure_even_if_it_dies_of_it(self):
+        world = World(recycle=limited(1), max_restarts=0)
+        world.up(1)
+        for _ in range(5):
+            world.submit()
+            (worker,) = world.up()
+            world.decide()
+            worker.answer()
+            world.decide()
+            worker.die(-11)
+        assert world.pool.restarts == 5
+        assert not world.restart.is_exhausted(world.now)
+
+    def test_one_that_does_not_exit_is_killed(self):
+        world, worker, _ = busy_world(recycle=limited(1))
+        worker.answer()
+        world.decide()
+        assert world.pool.next_deadline() == world.now + STOP_S
+        assert kinds(world.tick(STOP_S)) == ["Kill"]
+        assert kinds(worker.die()) == ["Spawn"]
+        assert world.pool.next_deadline() == math.inf
+
+    def test_a_cancelled_turn_counts_and_is_waited_for(self):
+        world, worker, request = busy_world(recycle=limited(1))
+        world.cancel(request)
+        assert world.decide() == []
+        worker.answer()
+        assert kinds(world.decide()) == ["Stop"]
+
+    def test_without_a_limit_a_worker_lives_for_ever(self):
+        world = World()
+        (worker,) = world.up(1)
+        for _ in range(500):
+            world.submit()
+            world.decide()
+            worker.answer()
+        assert Stop not in {type(a) for a in world.log}
+
+
+class TestMemoryLimit:
+    def measured(self, world, worker, tree_rss_bytes):
+        world.run_to_end(lambda: world.pool.measured(worker.number, tree_rss_bytes, world.now))
+
+    def test_a_worker_at_its_limit_stays(self):
+        world, worker, _ = busy_world(recycle=SMALL)
+        self.measured(world, worker, 1000)
+        worker.answer()
+        assert world.decide() == []
+
+    def test_above_it_an_idle_one_is_asked_to_exit(self):
+        world, worker, _ = busy_world(recycle=SMALL)
+        worker.answer()
+        self.measured(world, worker, 1001)
+        assert kinds(world.decide()) == ["Stop"]
+        assert kinds(worker.die(0)) == ["Spawn"]
+
+    def test_above_it_a_busy_one_ends_what_it_runs_and_the_rest_goes_elsewhere(self):
+        world, worker, requests = batch_world(count=3, recycle=SMALL, size=2)
+        worker.claim()
+        self.measured(world, worker, 1001)
+        assert [r.state.value for r in requests] == ["leased", "queued", "queued"]
+        assert sent(world.decide()) == {}
+        worker.finish(FAST_S)
+        worker.deliver()
+        assert "Stop" in kinds(world.decide())
+        assert world.texts(requests[:1]) == [f"answer {requests[0].index}"]
+
+    def test_a_retiring_worker_can_be_interrupted(self):
+        world, worker, request = busy_world(recycle=SMALL)
+        self.measured(world, worker, 1001)
+        world.cancel(request)
+        assert kinds(world.log)[-1] == "Interrupt"
+        assert kinds(world.tick(GRACE_S)) == ["Kill"]
+
+    def test_a_retiring_worker_that_dies_costs_what_it_ran(self):
+        world, worker, request = busy_world(recycle=SMALL)
+        self.measured(world, worker, 1001)
+        worker.die()
+        assert isinstance(world.outcome(request), WorkerLost)
+
+    def test_measured_twice_is_measured_once(self):
+        world, worker, _ = busy_world(recycle=SMALL)
+        for _ in range(2):
+            self.measured(world, worker, 1001)
+        worker.answer()
+        assert kinds(world.decide()) == ["Stop"]
+        self.measured(world, worker, 1001)
+        assert world.decide() == []
+
+    def test_without_a_limit_no_size_matters(self):
+        world, worker, _ = busy_world()
+        worker.answer()
+        self.measured(world, worker, 10**15)
+        assert world.decide() == []
+
+
+class TestRestartOfAll:
+    def rolled(self, world, *, is_busy=False):
+        """Roll to the end; the fewest workers that were in service at any moment."""
+        fewest = world.pool.size
+        for _ in range(200):
+            world.decide()
+            states = [w.state.value for w in world.pool.workers.values()]
+            fewest = min(fewest, states.count("ready"))
+            if not world.pool.is_rolling:
+                return fewest
+            for worker in list(world.workers.values()):
+                state = world.pool.workers[worker.number].state.value
+                if state == "starting":
+                    worker.load().ready()
+                elif state == "stopping":
+                    worker.die(0)
+                elif worker.pipe or worker.running:
+                    worker.answer()
+        raise AssertionError("it never ends")
+
+    @pytest.mark.parametrize("size", range(1, 8))
+    def test_every_worker_is_replaced_and_half_stay_in_service(self, size):
+        world = World(size=size)
+        old = world.up(size)
+        world.pool.restart()
+        assert self.rolled(world) == size - max(1, size // 2)
+        assert not set(old) & set(world.workers.values())
+        assert world.pool.restarts == size
+
+    def test_a_lone_worker_that_may_have_another_gets_it_first(self):
+        world = World(size=4)
+        (old,) = world.up(1)
+        world.pool.restart()
+        assert kinds(world.decide()) == ["Spawn"]
+        assert old in world.workers.values()
+        world.up()
+        assert kinds(world.decide()) == ["Stop"]
+        old.die(0)
+        assert not world.pool.is_rolling
+
+    def test_requests_are_served_meanwhile_and_none_is_lost(self):
+        world = World(size=4)
+        world.up(4)
+        requests = world.submit(60)
+        world.decide()
+        world.pool.restart()
+        self.rolled(world)
+        world.up()
+        while world.pool.outstanding:
+            world.decide()
+            for worker in [w for w in world.workers.values() if w.pipe or w.running]:
+                worker.answer()
+        assert world.texts(requests) == [f"answer {r.index}" for r in requests]
+
+    def test_what_has_not_begun_on_a_leaving_worker_goes_to_another(self):
+        world, worker, requests = batch_world(count=4)
+        worker.claim()
+        world.pool.restart()
+        world.decide()
+        assert [r.state.value for r in requests] == ["leased", "queued", "queued", "queued"]
+        worker.answer()
+        world.decide()
+        worker.die(0)
+        world.up()
+        assert sent(world.decide()).keys() == {0}
+
+    def test_one_that_has_not_connected_goes_at_once_and_is_no_failure(self):
+        world = World(size=2, max_restarts=0)
+        world.submit()
+        world.decide()
+        (worker,) = world.workers.values()
+        world.pool.restart()
+        assert kinds(world.decide()) == ["Stop", "Spawn"]
+        assert kinds(worker.die(None)) == ["Spawn"]
+        assert not world.pool.is_rolling
+        assert not world.restart.is_exhausted(world.now)
+
+    def test_the_next_goes_when_the_last_successor_serves(self):
+        world = World(size=2)
+        first, second = world.up(2)
+        world.pool.restart()
+        assert [a.number for a in world.decide()] == [0]
+        first.die(0)
+        assert world.decide() == []
+        world.up()
+        assert [a.number for a in world.decide()] == [1]
+        second.die(0)
+        assert not world.pool.is_rolling
+
+    def test_successors_that_cannot_start_end_it_and_the_others_stay(self):
+        world = World(size=2, max_restarts=1)
+        first, second = world.up(2)
+        world.pool.restart()
+        world.decide()
+        first.die(0)
+        for _ in range(2):
+            world.decide()
+            world.tick(max(0.0, min(world.pool.next_deadline() - world.now, 60.0)))
+            world.execute(world.pool.broken(0, ClientConnectError("bad key")))
+            world.workers[0].die(1)
+        world.decide()
+        assert not world.pool.is_rolling
+        assert isinstance(world.pool.roll_failure, RestartLimitReached)
+        assert "bad key" in str(world.pool.roll_failure)
+        assert list(world.workers.values()) == [second]
+        world.submit()
+        assert sent(world.decide()) == {1: 1}
+
+    def test_asked_for_twice_it_is_done_once(self):
+        world = World(size=2)
+        world.up(2)
+        world.pool.restart()
+        world.decide()
+        world.pool.restart()
+        self.rolled(world)
+        assert world.pool.restarts == 2
+
+    def test_asked_for_again_it_is_done_again(self):
+        world = World(size=2)
+        world.up(2)
+        for _ in range(2):
+            world.pool.restart()
+            self.rolled(world)
+            world.up()
+        assert world.pool.restarts == 4
+
+    def test_of_nobody_is_over_at_once(self):
+        world = World(size=2)
+        world.pool.restart()
+        assert not world.pool.is_rolling
+
+    def test_a_worker_that_dies_by_itself_has_been_replaced(self):
+        world = World(size=2)
+        first, second = world.up(2)
+        world.pool.restart()
+        world.decide()
+        second.die()
+        first.die(0)
+        assert not world.pool.is_rolling
+
+    def test_an_abort_ends_it_and_starts_nobody(self):
+        world = World(size=3)
+        world.up(3)
+        world.pool.restart()
+        world.decide()
+        world.pool.close_intake("over")
+        world.execute(world.pool.abort(world.now))
+        world.execute(world.pool.stop_workers())
+        for worker in list(world.workers.values()):
+            worker.die(0)
+            world.decide()
+        assert world.workers == {}
+        assert not world.pool.is_rolling
+
+    def test_amid_a_drain_it_goes_on(self):
+        world = World(size=2)
+        world.up(2)
+        world.pool.close_intake("draining")
+        world.pool.restart()
+        assert self.rolled(world) == 1
+
+
 class TestMemory:
     def test_of_queue_and_deadlines_is_bounded_when_requests_come_and_are_cancelled(self):
         world, _, _ = busy_world()
@@ -2173,9 +2530,13 @@ class PoolWalk(RuleBasedStateMachine):
         sync=st.booleans(),
         limit=st.sampled_from([None, None, RateLimit(20.0, burst=3), RateLimit(300.0)]),
         retry=st.sampled_from([None, *RETRIES]),
+        most=st.sampled_from([None, None, 1, 2, 5, 20]),
+        chance=st.sampled_from([0.0, 0.6, 1.0]),
     )
-    def begin(self, size, quick, sync, limit, retry):
-        self.world = World(size=size, max_restarts=8, limit=limit, retry=retry)
+    def begin(self, size, quick, sync, limit, retry, most, chance):
+        recycle = RecyclePolicy(max_requests=most, max_memory_bytes=1000, jitter=lambda: chance)
+        self.most = math.inf if most is None else most
+        self.world = World(size=size, max_restarts=8, limit=limit, retry=retry, recycle=recycle)
         self.is_interruptible = not sync
         if quick:
             self.world.up(size, is_interruptible=self.is_interruptible)
@@ -2231,6 +2592,26 @@ class PoolWalk(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.001, 0.005, 0.1, 1.0, 6.0]))
     def pass_time(self, seconds):
         self.world.tick(seconds)
+
+    @any_worker(lambda self, w: self.world.pool.workers[w.number].answered)
+    @rule(data=st.data())
+    def outgrow(self, data):
+        worker = self.pick(data, lambda w: self.world.pool.workers[w.number].answered)
+        now = self.world.now
+        self.world.execute(self.world.pool.measured(worker.number, 1001, now))
+
+    @rule()
+    def restart(self):
+        self.world.pool.restart()
+
+    @any_worker(lambda self, w: self.state(w) == "stopping")
+    @rule(data=st.data(), exitcode=st.sampled_from([0, 0, 1, -11]))
+    def exit(self, data, exitcode):
+        """It was asked to; however it does so, that is no failure."""
+        worker = self.pick(data, lambda w: self.state(w) == "stopping")
+        before = list(self.world.restart._failures), dict(self.world.outcomes)
+        worker.die(exitcode)
+        assert before == (list(self.world.restart._failures), self.world.outcomes)
 
     @any_worker(lambda self, w: self.state(w) == "starting")
     @rule(data=st.data())
@@ -2374,6 +2755,13 @@ class PoolWalk(RuleBasedStateMachine):
         assert all(places[r] == 1 for r in alive)
 
     @invariant()
+    def no_incarnation_is_given_more_than_its_quota(self):
+        for worker in self.workers(bool):
+            view = self.world.pool.workers[worker.number]
+            assert 1 <= view.quota <= self.most
+            assert worker.begun <= view.given <= view.quota
+
+    @invariant()
     def nothing_that_began_waits_again(self):
         """Unless it failed and the policy wants another attempt."""
         begun = set(self.world.begun)
@@ -2416,7 +2804,7 @@ class PoolWalk(RuleBasedStateMachine):
             if request in (w.leases.get(w.running) for w in self.workers(lambda w: w.is_stuck)):
                 world.cancel(request)
         until = world.now + GRACE_S + 60.0
-        while world.pool.busy and world.now < until:
+        while (world.pool.busy or world.pool.is_rolling) and world.now < until:
             world.decide()
             self.killed_workers_die()
             for worker in self.workers(bool):
@@ -2424,8 +2812,12 @@ class PoolWalk(RuleBasedStateMachine):
             world.now += 0.1
         assert len(world.outcomes) == len(world.requests), world.pool
         assert world.pool.busy == 0, world.pool
+        assert not world.pool.is_rolling, world.pool
 
     def advance(self, worker):
+        if self.state(worker) == "stopping":
+            worker.die(0)
+            return
         if self.state(worker) == "starting":
             worker.load(is_interruptible=self.is_interruptible)
         if self.state(worker) == "connecting":
