@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 
 from soloist.protocol.content import AssistantMessage, Message
@@ -23,3 +24,8 @@ class PatientEcho(EchoClient):
                 await turn.aclose()
                 message = self._result("", subtype="error_during_execution", is_error=True)
             yield message
+
+
+def pid_of(prompt: str) -> str:
+    """Answers with the process that ran it."""
+    return str(os.getpid())
