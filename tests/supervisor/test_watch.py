@@ -27,6 +27,7 @@ class FakeMonitor:
 
 class FakeProcess:
     pid = 4711
+    incarnation = 1
 
 
 class World:
@@ -36,7 +37,7 @@ class World:
         self.worker.advance(WorkerEvent.LOADED)
         self.workers = [self.worker]
         self.processes = {1: FakeProcess()}
-        self.pinged, self.wedged = [], []
+        self.pinged, self.wedged, self.measured = [], [], []
         monkeypatch.setattr(watch_module, "Monitor", FakeMonitor)
         monkeypatch.setattr(watch_module, "time", self)
         self.watch = Watch(
@@ -45,6 +46,7 @@ class World:
             processes=self.processes,
             ping=self.pinged.append,
             wedged=self.wedged.append,
+            measured=lambda *seen: self.measured.append(seen),
             post=lambda call: call(),
         )
         self.monitor = self.watch._monitor
@@ -56,8 +58,8 @@ class World:
         self.now = max(self.now, self.watch.next_round())
         self.watch.go_round(self.now)
 
-    def see(self, state, incarnation=1):
-        self.monitor.tell([Sighting(1, incarnation, state, None)])
+    def see(self, state, incarnation=1, size=None):
+        self.monitor.tell([Sighting(1, incarnation, state, size)])
 
 
 @pytest.fixture
@@ -103,6 +105,36 @@ def test_one_that_is_still_being_forked_is_left_alone(world):
     world.processes[1] = process
     world.round()
     assert world.monitor.orders == [[Job(1, 1, 4711)]]
+
+
+def test_who_has_answered_is_measured_once(world):
+    world.watch.answered(1, 1)
+    world.round()
+    assert world.monitor.orders == [[Job(1, 1, 4711, wants_memory=True)]]
+    world.see(psutil.STATUS_SLEEPING, size=5_000)
+    assert world.measured == [(1, 5_000)]
+    assert world.watch.next_round() == math.inf
+
+
+def test_a_size_that_belongs_to_nobody_who_lives_is_no_news(world):
+    world.watch.answered(1, 1)
+    world.round()
+    world.see(psutil.STATUS_SLEEPING, incarnation=2, size=5_000)
+    world.see(psutil.STATUS_SLEEPING, size=None)
+    world.processes.clear()
+    world.see("", size=5_000)
+    assert world.measured == []
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_who_has_gone_or_is_no_longer_replaced_is_not_measured(world, gone):
+    world.watch.answered(1, 1)
+    if gone:
+        world.processes.clear()
+    else:
+        world.watch.stop_measuring()
+    world.watch.go_round(world.now + 10)
+    assert world.monitor.orders == []
 
 
 def test_after_the_end_nothing_follows_from_what_was_seen(world):
