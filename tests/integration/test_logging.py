@@ -23,7 +23,7 @@ from soloist import (
     Supervisor,
     WorkerLost,
 )
-from soloist.supervisor import events
+from soloist.supervisor import events, output
 from tests.support import LIMIT_S, ROOT, environment, eventually, run_python
 
 
@@ -52,6 +52,12 @@ class Heard(logging.Handler):
 
     def of(self, event):
         return [r for r in self.records if getattr(r, "event", "") == event.name]
+
+
+@pytest.fixture(autouse=True)
+def buffered(monkeypatch):
+    """As users run it: what is printed is written when a line, or the process, ends."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
 
 
 @pytest.fixture
@@ -166,6 +172,15 @@ class TestLines:
         }
         assert "soloist.worker.3" not in logging.root.manager.loggerDict
 
+    def test_what_the_library_warns_of_in_a_worker_is_logged(self, heard):
+        def client(prompt):
+            logging.getLogger("soloist.worker").warning("mind %s", prompt)
+            return prompt
+
+        with Supervisor(size=1, client=client) as sup:
+            sup.map(["a"])
+        assert heard.lines("stderr") == ["mind a"]
+
     def test_the_helpers_words_are_logged_once(self, heard, tmp_path, monkeypatch):
         (tmp_path / "chatty.py").write_text(
             "import sys\nprint('hello')\nprint('x' * 70_000, file=sys.stderr)\n"
@@ -228,10 +243,16 @@ class TestLines:
             sup.map("abcd")
             os.kill(sup.stats().workers[0].pid, signal.SIGKILL)
             sup.map("abcd", return_exceptions=True)
-            workers = 2 + len(sup.stats().sessions)
-            assert len(os.listdir("/proc/self/fd")) - len(before) <= 8 * workers + 40
         assert set(os.listdir("/proc/self/fd")) <= before
         assert not [t for t in threading.enumerate() if t.name.startswith("soloist")]
+
+    def test_each_worker_takes_eight_descriptors(self):
+        with Supervisor(size=1, client=talk) as sup:
+            before = len(os.listdir("/proc/self/fd"))
+            sessions = [sup.session() for _ in range(4)]
+            assert len(os.listdir("/proc/self/fd")) - before <= 8 * 4
+            for session in sessions:
+                session.close()
 
     def test_a_grandchild_that_keeps_the_pipe_delays_no_end(self, heard):
         def client(prompt):
@@ -251,6 +272,18 @@ class TestErrors:
         error = caught.value
         assert (error.exitcode, error.stderr) == (7, "first line\nlast words of me")
         assert str(error).endswith(". Its last words: last words of me")
+
+    def test_what_it_wrote_just_before_its_end_is_read_first(self, monkeypatch):
+        monkeypatch.setattr(output, "_TURN_BYTES", 64)
+        monkeypatch.setattr(output, "_LEAST_BYTES", 64)
+
+        def client(prompt):
+            os.write(2, b"line\n" * 8000)
+            die(prompt)
+
+        with Supervisor(size=1, client=client) as sup, pytest.raises(WorkerLost) as caught:
+            sup.map(["me"])
+        assert caught.value.stderr.endswith("first line\nlast words of me")
 
     def test_a_silent_one_has_none(self):
         with (
