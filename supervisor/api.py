@@ -33,7 +33,7 @@ from soloist.supervisor.rate import Limiter, RateLimit
 from soloist.supervisor.reactor import Reactor
 from soloist.supervisor.recycle import RecyclePolicy
 from soloist.supervisor.response import Response
-from soloist.supervisor.restart import RestartPolicy
+from soloist.supervisor.restart import RestartPolicy, longest_delay_s
 from soloist.supervisor.results import Result, Stats
 from soloist.supervisor.retry import Retry
 from soloist.supervisor.session import Session, SharedSession
@@ -164,9 +164,11 @@ class Supervisor:
         self._dispatcher = Dispatcher()
         _dispatchers.add(self._dispatcher)
         limiter = Limiter(rate_limit)
+        most = max(20, 2 * size) if max_restarts is None else max_restarts
         restart = RestartPolicy(
-            max_restarts=max(20, 2 * size) if max_restarts is None else max_restarts,
+            max_restarts=most,
             period_s=restart_period_s,
+            max_delay_s=longest_delay_s(most, restart_period_s),
         )
         recycle = RecyclePolicy(
             max_requests=max_requests_per_worker, max_memory_bytes=max_memory_bytes

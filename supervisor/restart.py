@@ -18,6 +18,18 @@ from soloist.protocol.errors import SoloistError
 
 _MAX_CAUSES = 5
 """So many of the last errors are kept."""
+_LONGEST_S = 5.0
+_LEAST_LONGEST_S = 0.5
+"""However many failures are allowed: a start costs a process."""
+
+
+def longest_delay_s(max_restarts: int, period_s: float) -> float:
+    """The longest delay with which the limit can still be reached by one worker at a time.
+
+    With longer ones the failures of a client that never starts would be too far apart, and
+    whoever waits for it would wait for ever. Half of the period is left for the starts.
+    """
+    return max(_LEAST_LONGEST_S, min(_LONGEST_S, period_s / 2 / (max_restarts + 1)))
 
 
 class RestartPolicy:
@@ -37,7 +49,7 @@ class RestartPolicy:
         max_restarts: int,
         period_s: float,
         first_delay_s: float = 0.05,
-        max_delay_s: float = 5.0,
+        max_delay_s: float = _LONGEST_S,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._max_restarts = max_restarts

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from soloist.supervisor.restart import RestartPolicy
+from soloist.protocol.errors import WorkerLost
+from soloist.supervisor.restart import RestartPolicy, longest_delay_s
 
 
 def policy(max_restarts=3, period_s=10.0, jitter=1.0, **kwargs):
@@ -108,3 +109,36 @@ class TestIntensity:
             times.append(now)
             crowd = sum(now - t <= period_s for t in times)
             assert restart.is_exhausted(now) == (crowd > limit)
+
+
+@pytest.mark.parametrize(
+    ("max_restarts", "period_s"), [(20, 30.0), (0, 30.0), (5, 30.0), (3, 5.0), (50, 60.0)]
+)
+@pytest.mark.parametrize("start_s", [0.0, 0.2])
+def test_the_delays_alone_do_not_keep_the_limit_from_being_reached(max_restarts, period_s, start_s):
+    """One worker at a time, none of which ever starts."""
+    restart = RestartPolicy(
+        max_restarts=max_restarts,
+        period_s=period_s,
+        max_delay_s=longest_delay_s(max_restarts, period_s),
+        jitter=lambda: 1.0,
+    )
+    now = 0.0
+    for _ in range(max_restarts + 1):
+        assert not restart.is_exhausted(now)
+        now = max(now, restart.not_before()) + start_s
+        restart.failed(now)
+    assert restart.is_exhausted(now)
+
+
+@pytest.mark.parametrize(("max_restarts", "period_s"), [(10**6, 30.0), (3, 0.0)])
+def test_they_do_not_vanish_however_many_failures_are_allowed(max_restarts, period_s):
+    assert longest_delay_s(max_restarts, period_s) == 0.5
+
+
+def test_the_last_few_causes_are_kept_newest_last():
+    restart = RestartPolicy(max_restarts=3, period_s=10.0)
+    errors = [WorkerLost(str(number)) for number in range(9)]
+    for error in errors:
+        restart.failed(0.0, error)
+    assert restart.causes == tuple(errors[-5:])
