@@ -173,6 +173,18 @@ def soloist() -> None:
     help="A new conversation for every prompt, or one kept per worker.",
 )
 @click.option(
+    "--max-requests-per-worker",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Replace a worker after about so many prompts, at most N.  [default: no limit]",
+)
+@click.option(
+    "--max-memory-bytes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Replace a worker whose processes hold more memory.  [default: no limit]",
+)
+@click.option(
     "--format",
     "form",
     type=click.Choice([form.value for form in Format]),
@@ -204,6 +216,8 @@ def map_command(
     options: Map,
     size: int | None,
     isolation: str,
+    max_requests_per_worker: int | None,
+    max_memory_bytes: int | None,
     timeout_s: float | None,
     form: str,
     field: str | None,
@@ -220,9 +234,15 @@ def map_command(
     report = _report_of(source, target, verbose=verbose)
 
     def body(signals: StopSignals) -> int:
-        settings = {"client": client, "options": options, "isolation": isolation}
-        is_shown = report.log_shown(is_wanted=verbose)
-        with is_shown, _started(size=size, **settings) as supervisor, report:
+        settings = {
+            "client": client,
+            "options": options,
+            "isolation": isolation,
+            "max_requests_per_worker": max_requests_per_worker,
+            "max_memory_bytes": max_memory_bytes,
+        }
+            is_shown = report.log_shown(is_wanted=verbose)
+            with is_shown, _started(size=size, **settings) as supervisor, report:
             if os.isatty(source):
                 report.say("Reading prompts from the terminal, one a line; Ctrl-D ends.")
             if output != "-":
