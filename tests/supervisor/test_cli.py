@@ -176,6 +176,7 @@ def test_map_reads_standard_input_when_no_file_is_named(started, stdin, capfd):
 
 def test_options_reach_the_supervisor(started, prompts):
     arguments = ["--client", "c", "--size", "3", "--isolation", "worker", "--timeout-s", "1.5"]
+    arguments += ["--max-requests-per-worker", "7", "--max-memory-bytes", "1000"]
     settings = ["--set", "n=3", "--set", "on=true", "--set", "s=text=x", "--set", 'q="3"']
 
     assert commands.run(["map", prompts, *arguments, *settings, "--set", "x=NaN"]) == 0
@@ -184,6 +185,8 @@ def test_options_reach_the_supervisor(started, prompts):
         "client": "c",
         "size": 3,
         "isolation": "worker",
+        "max_requests_per_worker": 7,
+        "max_memory_bytes": 1000,
         "options": {"n": 3, "on": True, "s": "text=x", "q": "3", "x": "NaN"},
     }
     assert started[0].prompts == [("a", 1.5), ("b", 1.5), ("c", 1.5)]
@@ -212,6 +215,8 @@ def test_some_failed_prompts_exit_1(started, failing, prompts, capfd):
         ["map", "{prompts}", "--set", "no-value"],
         ["map", "{prompts}", "--set", "=no-key"],
         ["map", "{prompts}", "--isolation", "none"],
+        ["map", "{prompts}", "--max-requests-per-worker", "0"],
+        ["map", "{prompts}", "--max-memory-bytes", "0"],
         ["map", "{prompts}", "--format", "text", "--field", "q"],
         ["map", "{prompts}", "-o", "{prompts}"],
         ["map", "{prompts}", "-o", "{prompts}", "--force"],
