@@ -241,8 +241,8 @@ def map_command(
             "max_requests_per_worker": max_requests_per_worker,
             "max_memory_bytes": max_memory_bytes,
         }
-            is_shown = report.log_shown(is_wanted=verbose)
-            with is_shown, _started(size=size, **settings) as supervisor, report:
+        is_shown = report.log_shown(is_wanted=verbose)
+        with is_shown, _started(size=size, **settings) as supervisor, report:
             if os.isatty(source):
                 report.say("Reading prompts from the terminal, one a line; Ctrl-D ends.")
             if output != "-":

@@ -79,11 +79,12 @@ class Result:
 class WorkerStats:
     """One worker at the moment of the snapshot.
 
-    ``state`` is one of ``starting``, ``connecting``, ``ready``, ``stopping``; ``running`` counts
-    the requests it holds, ``answered`` those of this incarnation. ``busy_s`` is how long it has
-    had the request that it runs, 0 without one; ``silent_s`` how long it has said nothing: an idle
-    worker has no reason to, a busy client is asked for a sign of life every now and then (see
-    ``wedge_after_s``), and a sync callable cannot give one before its answer.
+    ``state`` is one of ``starting``, ``connecting``, ``ready``, ``retiring`` (it ends what it runs
+    and gets no more), ``stopping``; ``running`` counts the requests it holds, ``answered`` those
+    of this incarnation. ``busy_s`` is how long it has had the request that it runs, 0 without one;
+    ``silent_s`` how long it has said nothing: an idle worker has no reason to, a busy client is
+    asked for a sign of life every now and then (see ``wedge_after_s``), and a sync callable cannot
+    give one before its answer.
     """
 
     number: int
@@ -123,9 +124,9 @@ class Stats:
 
     ``queued`` requests wait for a worker, ``running`` ones are held by one; ``answered``,
     ``failed`` and ``cancelled`` count outcomes since the start (timeouts and lost requests are
-    failures); ``restarts`` counts workers that replaced an earlier one. ``oldest_running_s`` is
-    the longest ``busy_s`` of all workers, those of sessions included: whether the Supervisor makes
-    progress, where everything else only says that it lives.
+    failures); ``restarts`` counts workers that replaced an earlier one, for whatever reason.
+    ``oldest_running_s`` is the longest ``busy_s`` of all workers, those of sessions included:
+    whether the Supervisor makes progress, where everything else only says that it lives.
     """
 
     size: int
