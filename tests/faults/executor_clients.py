@@ -139,13 +139,15 @@ def sync_client(prompt: str) -> object:
 
 async def async_client(prompt: str) -> object:
     """``act``, async; its ``endless`` lets the event loop run."""
-    while prompt == "endless":
-        await asyncio.sleep(0)
+    if prompt == "endless":
+        await asyncio.Event().wait()
     return act(prompt)
 
 
 class ClassClient:
     """``act`` in a client; ``at PHASE FAULT`` says when.
+
+    ``at interrupt FAULT PATH`` makes the file when it can be interrupted.
 
     Phases: ``query``, ``first`` and ``middle`` of the stream, ``encode``, ``interrupt``,
     ``reset``, ``disconnect``. It has a ``reset``, so that ``disconnect`` comes where that fails.
@@ -153,11 +155,11 @@ class ClassClient:
 
     def __init__(self):
         self._prompt = ""
-        self._is_interrupted = False
+        self._interrupted = asyncio.Event()
 
     def _at(self, phase: str) -> None:
         match self._prompt.split():
-            case ["at", wanted, fault] if wanted == phase:
+            case ["at", wanted, fault, *_] if wanted == phase:
                 FAULTS[fault]()
 
     async def connect(self):
@@ -165,15 +167,16 @@ class ClassClient:
 
     async def query(self, prompt):
         self._prompt = prompt
-        self._is_interrupted = False
+        self._interrupted.clear()
         self._at("query")
 
     async def receive_response(self):
         self._at("first")
         while self._prompt == "endless":  # and nothing else in the loop ever runs
             yield _message("x")
-        while self._prompt.startswith("at interrupt") and not self._is_interrupted:
-            await asyncio.sleep(0.001)
+        if self._prompt.startswith("at interrupt"):
+            _touch(self._prompt.split()[-1])
+            await self._interrupted.wait()
         text = act(self._prompt)
         yield _message("a part")
         self._at("middle")
@@ -183,14 +186,14 @@ class ClassClient:
             subtype="success",
             duration_ms=0,
             duration_api_ms=0,
-            is_error=self._is_interrupted,
+            is_error=self._interrupted.is_set(),
             num_turns=1,
             session_id="",
             result=text,
         )
 
     async def interrupt(self):
-        self._is_interrupted = True
+        self._interrupted.set()
         self._at("interrupt")
 
     async def reset(self):
@@ -215,6 +218,10 @@ def _hostile_message(fault):
             return super().__getattribute__(name)
 
     return Hostile()
+
+
+def _touch(path: str) -> None:
+    Path(path).touch()
 
 
 def _message(text: str) -> AssistantMessage:
