@@ -1,0 +1,28 @@
+"""Promise 8, cell by cell: whoever is killed, two seconds later nothing is left that must go.
+
+One trial a cell; ``python -m tests.faults.process_tree`` repeats them and prints a table.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tests.faults.process_tree import CELLS, Matrix, name_of
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="without subreapers a daemon that leaves its parent escapes"
+)
+
+
+@pytest.fixture(scope="module")
+def matrix(tmp_path_factory):
+    matrix = Matrix(tmp_path_factory.mktemp("trees"))
+    yield matrix
+    matrix.close()
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=name_of)
+def test_two_seconds_after(matrix, cell):
+    matrix.run(cell)
