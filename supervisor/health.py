@@ -172,5 +172,5 @@ class Health:
         return findings
 
 
-_LOOPING = frozenset({WorkerState.CONNECTING, WorkerState.READY})
+_LOOPING = frozenset({WorkerState.CONNECTING, WorkerState.READY, WorkerState.RETIRING})
 """States in which a client's event loop is there to answer; one that is to exit reads no more."""

@@ -12,6 +12,13 @@ WEDGE_S = 30.0
 FOUND_S = 4.0
 """Within this time a stopped process is found; ``Supervisor`` says so."""
 
+HISTORIES = {
+    "starting": [],
+    "connecting": ["loaded"],
+    "ready": ["loaded", "ready"],
+    "retiring": ["loaded", "ready", "retire"],
+}
+
 
 class FakeWorker:
     """A worker that can be stopped, and whose event loop can be blocked."""
@@ -19,9 +26,7 @@ class FakeWorker:
     def __init__(self, number, *, has_loop=True, state="ready"):
         self.view = Worker(number, 1)
         self.view.is_interruptible = has_loop
-        for event in {"starting": [], "connecting": ["loaded"], "ready": ["loaded", "ready"]}[
-            state
-        ]:
+        for event in HISTORIES[state]:
             self.view.advance(WorkerEvent(event))
         self.is_stopped = False
         self.is_blocked = False
@@ -180,8 +185,9 @@ class TestStopped:
 
 
 class TestBlocked:
-    def test_a_blocked_event_loop_is_found_in_bounded_time(self):
-        worker = FakeWorker(1)
+    @pytest.mark.parametrize("state", ["connecting", "ready", "retiring"])
+    def test_a_blocked_event_loop_is_found_in_bounded_time(self, state):
+        worker = FakeWorker(1, state=state)
         world = World(worker).run(100.3)
         worker.is_blocked = True
         began = world.now
@@ -190,11 +196,6 @@ class TestBlocked:
         assert wedged.is_blocked
         assert "30 s" in wedged.reason
         assert WEDGE_S <= world.now - began <= WEDGE_S * 9 / 8 + 2 * LOOK_S
-
-    def test_also_while_it_connects(self):
-        worker = FakeWorker(1, state="connecting")
-        worker.is_blocked = True
-        assert World(worker).run(40).wedged[0].is_blocked
 
     @pytest.mark.parametrize("wedge_after_s", [0.4, 5.0, WEDGE_S])
     def test_a_slow_request_of_ten_minutes_is_left_alone(self, wedge_after_s):
