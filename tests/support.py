@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -27,6 +28,11 @@ def eventually(condition, timeout_s: float = LIMIT_S):
         assert time.monotonic() < deadline, "it did not happen in time"
         pause.wait(0.005)
     return value
+
+
+def name_of(value: object) -> str:
+    """The value in a test's name, the same in every process: with no address."""
+    return re.sub(r" (of \w+ object )?at 0x[0-9a-f]+", "", repr(value))
 
 
 def is_running(future) -> bool:

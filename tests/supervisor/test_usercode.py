@@ -26,6 +26,7 @@ from soloist.supervisor.usercode import prepare
 from soloist.worker import usercode as worker_usercode
 from soloist.worker.clients.base import METHODS
 from soloist.worker.clients.echo import EchoClient
+from tests.support import name_of
 
 
 def main_module(source):
@@ -115,7 +116,7 @@ class TestKinds:
             print,
             "{}".format,
         ],
-        ids=repr,
+        ids=name_of,
     )
     def test_what_needs_a_prompt_is_called_with_it(self, client):
         assert stored(client).kind == "function"
@@ -130,7 +131,7 @@ class TestKinds:
             functools.partial(Contract, level=3),
             lambda *, level=1: Contract(level=level),
         ],
-        ids=repr,
+        ids=name_of,
     )
     def test_what_needs_none_makes_clients(self, client):
         assert stored(client).kind == "contract"
@@ -153,7 +154,7 @@ class TestKinds:
         with pytest.raises(InvalidOptions, match=r"it has no interrupt;"):
             prepare(Almost, {})
 
-    @pytest.mark.parametrize("client", [None, 5, Contract(), b"echo", ["echo"]], ids=repr)
+    @pytest.mark.parametrize("client", [None, 5, Contract(), b"echo", ["echo"]], ids=name_of)
     def test_anything_else_is_refused(self, client):
         with pytest.raises(InvalidOptions, match="a registered name, a class"):
             prepare(client, {})
@@ -201,7 +202,7 @@ class TestOptions:
         with pytest.raises(InvalidOptions, match="option names are str"):
             prepare(plain, options)
 
-    @pytest.mark.parametrize("options", ["x", 5, ["a"], {"a"}], ids=repr)
+    @pytest.mark.parametrize("options", ["x", 5, ["a"], {"a"}], ids=name_of)
     def test_they_are_a_mapping(self, options):
         with pytest.raises(InvalidOptions, match="options are a mapping"):
             prepare(plain, options)
@@ -215,7 +216,7 @@ class TestOptions:
 
     @pytest.mark.parametrize(
         "error", [ValueError("level"), KeyError("level"), TypeError("level"), AssertionError()],
-        ids=repr,
+        ids=name_of,
     )  # fmt: skip
     def test_whatever_the_clients_own_check_raises_refuses_them(self, monkeypatch, error):
         monkeypatch.setattr(Checked, "error", error)
@@ -240,7 +241,7 @@ class TestPreload:
         assert prepare("echo", {}).preload == ("soloist.worker.clients.echo",)
         assert prepare("claude", {}).preload[0] == "soloist.worker.clients.claude"
 
-    @pytest.mark.parametrize("value", ["numpy", 5, None, plain, [1, None], object()], ids=repr)
+    @pytest.mark.parametrize("value", ["numpy", 5, None, plain, [1, None], object()], ids=name_of)
     def test_an_attribute_of_that_name_that_means_something_else_is_left_alone(self, value):
         class Other(Contract):
             preload = value

@@ -21,6 +21,7 @@ from soloist.protocol.errors import (
 )
 from soloist.worker import host as host_module
 from soloist.worker.host import Host
+from tests.support import name_of
 
 LIMIT_S = 20.0
 
@@ -264,7 +265,7 @@ class TestIsolation:
 
     @pytest.mark.parametrize(
         "error", [RuntimeError("no"), ClientError("no"), asyncio.CancelledError(), SystemExit(1)],
-        ids=repr,
+        ids=name_of,
     )  # fmt: skip
     def test_a_reset_that_raises_costs_a_new_client_and_nothing_else(self, error):
         world = World(cls=Resettable, isolation="prompt", reset=error)
@@ -317,7 +318,7 @@ class TestErrors:
             (LocalProtocolError("ours"), LocalProtocolError),
             (ClientConnectError("gone"), ClientConnectError),
         ],
-        ids=repr,
+        ids=name_of,
     )
     @pytest.mark.parametrize("at", ["query", "receive"])
     def test_an_exception_fails_its_turn_and_spoils_the_client(self, error, kind, at):
@@ -402,7 +403,7 @@ class TestErrors:
         assert second.num_turns == 2
 
     @pytest.mark.parametrize(
-        "error", [ClientError("no"), RateLimited("no"), InvalidPrompt("no")], ids=repr
+        "error", [ClientError("no"), RateLimited("no"), InvalidPrompt("no")], ids=name_of
     )
     def test_the_clients_own_word_leaves_the_conversation(self, error):
         world = World([error])
@@ -464,7 +465,7 @@ class TestConnect:
         "error",
         [OSError("disk"), Exception("control request timeout"), asyncio.CancelledError("scope"),
          SystemExit(2), KeyboardInterrupt(), TimeoutError(), BaseExceptionGroup("g", [OSError()])],
-        ids=repr,
+        ids=name_of,
     )  # fmt: skip
     def test_anything_else_is_a_connect_error(self, error):
         world = World(connect=error)
@@ -486,7 +487,7 @@ class TestConnect:
         with pytest.raises(ClientConnectError, match="the service is silent"):
             run(world.host.connect())
 
-    @pytest.mark.parametrize("error", [ValueError("bad option"), SystemExit(1)], ids=repr)
+    @pytest.mark.parametrize("error", [ValueError("bad option"), SystemExit(1)], ids=name_of)
     def test_a_constructor_that_raises_is_a_connect_error(self, error):
         def build():
             raise error
@@ -624,7 +625,9 @@ class TestInterrupt:
 
         assert text(run(scene())) == "done"
 
-    @pytest.mark.parametrize("error", [RuntimeError("not now"), asyncio.CancelledError()], ids=repr)
+    @pytest.mark.parametrize(
+        "error", [RuntimeError("not now"), asyncio.CancelledError()], ids=name_of
+    )
     def test_one_that_raises_is_tried_again(self, error):
         async def scene():
             wait = Wait()
@@ -776,7 +779,7 @@ class TestSnapshot:
         "value",
         [ValueError("no"), SystemExit(1), asyncio.CancelledError(), lambda: object(),
          lambda: {1: 2}, lambda: 2**70],
-        ids=repr,
+        ids=name_of,
     )  # fmt: skip
     def test_one_that_fails_is_none(self, value, caplog):
         assert run(host_of(Resumable(snapshot=value)).snapshot()) == b""
@@ -902,7 +905,7 @@ class TestControl:
 class TestDisconnect:
     @pytest.mark.parametrize(
         "error", [OSError("gone"), asyncio.CancelledError(), ExceptionGroup("g", [OSError()])],
-        ids=repr,
+        ids=name_of,
     )  # fmt: skip
     def test_whatever_it_raises_is_swallowed(self, error):
         async def scene():
