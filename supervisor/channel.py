@@ -2,7 +2,7 @@
 
 The only zmq in the supervisor's pool. Owned by the I/O thread; nothing here is thread-safe.
 
-Invariants: an identity is used by one incarnation only; sending to a peer that has gone is
+Invariants: an identity is used by one process only; sending to a peer that has gone is
 reported, never silently dropped (ROUTER_MANDATORY); flow control is by leases, never by the high
 water mark. ``fileno`` is edge-triggered: after any send or receive look at ``has_input`` before
 waiting on it.
@@ -27,9 +27,9 @@ _MORE = int(zmq.SNDMORE) | _NOBLOCK
 _MARK = 1  # ZeroMQ reserves identities that begin with a zero byte
 
 
-def identity(number: int, incarnation: int) -> bytes:
-    """The routing id of one incarnation of one worker."""
-    return _IDENTITY.pack(_MARK, number, incarnation)
+def identity(number: int, life: int) -> bytes:
+    """The routing id of one process: the worker's number, and which of all forks it is."""
+    return _IDENTITY.pack(_MARK, number, life)
 
 
 class Channel:
@@ -69,7 +69,7 @@ class Channel:
         return not self._is_dry
 
     def receive(self) -> tuple[int, int, Sequence[WireMessage | RemoteProtocolError]] | None:
-        """Take what one worker sent together: ``(number, incarnation, messages)``.
+        """Take what one worker sent together: ``(number, life, messages)``.
 
         What is not a message comes back as the error that says so; ``None`` if nothing is there.
         """
@@ -88,17 +88,17 @@ class Channel:
             is_foreign = True
         if is_foreign:
             return 0, -1, []  # from no worker of ours
-        _, number, incarnation = _IDENTITY.unpack(sender)
+        _, number, life = _IDENTITY.unpack(sender)
         try:
-            return number, incarnation, codec.decode_batch(frame)
+            return number, life, codec.decode_batch(frame)
         except RemoteProtocolError as error:
-            return number, incarnation, [error]
+            return number, life, [error]
 
-    def send(self, number: int, incarnation: int, message: WireMessage) -> bool:
+    def send(self, number: int, life: int, message: WireMessage) -> bool:
         """Queue a message for a worker; ``False`` if that worker is gone or takes nothing."""
         self._is_dry = False  # the descriptor may just have been robbed of its edge
         try:
-            self._socket.send(identity(number, incarnation), _MORE)
+            self._socket.send(identity(number, life), _MORE)
             self._socket.send(codec.encode(message), _NOBLOCK)
         except (zmq.Again, zmq.ZMQError):
             return False

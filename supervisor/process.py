@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import fcntl
 import io
+import itertools
 import json
 import os
 import queue
@@ -290,8 +291,9 @@ class WorkerProcess:
     """One worker's process, and what it shares with the supervisor.
 
     Args:
-        number: the worker's number.
-        incarnation: the number of its life.
+        order: what was ordered: its number and its incarnation.
+        life: which of all forks it is: a start that was tried again has had more than one, and
+            what the others said must not be taken for its word.
         pid: its process id.
         status: descriptor that gives the exit code once the process has been reaped.
         ledger: grants and outcomes.
@@ -300,16 +302,17 @@ class WorkerProcess:
 
     def __init__(
         self,
-        number: int,
-        incarnation: int,
+        order: Spawn,
+        life: int,
         pid: int,
         *,
         status: int,
         ledger: Ledger,
         output: Output,
     ) -> None:
-        self.number = number
-        self.incarnation = incarnation
+        self.number = order.number
+        self.incarnation = order.incarnation
+        self.life = life
         self.pid = pid
         self.ledger = ledger
         self.output = output
@@ -351,9 +354,11 @@ class _Fork:
     Args:
         forkserver: the helper, running.
         config: what the worker is told.
+        life: which of all forks it is.
     """
 
-    def __init__(self, forkserver: Forkserver, config: WorkerConfig) -> None:
+    def __init__(self, forkserver: Forkserver, config: WorkerConfig, life: int) -> None:
+        self._life = life
         buffer = io.BytesIO()
         # No path to a main module here: a worker never imports the user's.
         reduction.dump({"name": "soloist-worker"}, buffer)
@@ -382,8 +387,8 @@ class _Fork:
                 self._pipes, order.number, order.incarnation, is_session=order.is_session
             )
             process = WorkerProcess(
-                order.number,
-                order.incarnation,
+                order,
+                self._life,
                 pid,
                 status=self._status,
                 ledger=self._ledger,
@@ -402,7 +407,7 @@ class Spawner:
 
     Args:
         forkserver: where they are forked from.
-        template: what every worker of the pool is told, but for its number and incarnation.
+        template: what every worker of the pool is told, but for its identity.
         on_spawned: gets each started process; called on the spawner's thread.
         on_failed: gets number, incarnation and error of each start that failed.
     """
@@ -420,6 +425,7 @@ class Spawner:
         self._on_spawned = on_spawned
         self._on_failed = on_failed
         self._orders: queue.SimpleQueue[Spawn | None] = queue.SimpleQueue()
+        self._lives = itertools.count(1)
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="soloist-spawner", daemon=True)
         self._thread.start()
@@ -452,7 +458,7 @@ class Spawner:
         """Ask for one fork; ``None`` if that has to be tried again."""
         try:
             self._forkserver.ensure_running()
-            return _Fork(self._forkserver, self._config(order))
+            return self._fork(order)
         except Exception:  # noqa: BLE001 - it comes again, and is reported then
             return None
 
@@ -479,7 +485,7 @@ class Spawner:
             try:
                 if fork is None:
                     self._forkserver.ensure_running()
-                    fork = _Fork(self._forkserver, self._config(order))
+                    fork = self._fork(order)
                 return fork.finish(order)
             except (EOFError, BrokenPipeError, ConnectionError, FileNotFoundError):
                 fork = None
@@ -487,10 +493,14 @@ class Spawner:
                     raise
                 pause.wait(0.02)  # the dying helper's guard is still there for a moment
 
-    def _config(self, order: Spawn) -> WorkerConfig:
+    def _fork(self, order: Spawn) -> _Fork:
+        life = next(self._lives)
+        return _Fork(self._forkserver, self._config(order, life), life)
+
+    def _config(self, order: Spawn, life: int) -> WorkerConfig:
         return dataclasses.replace(
             self._template,
-            identity=identity(order.number, order.incarnation),
+            identity=identity(order.number, life),
             forkserver=self._forkserver.pid,
             isolation="worker" if order.is_session else self._template.isolation,
             is_session=order.is_session,

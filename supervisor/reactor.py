@@ -20,7 +20,7 @@ import selectors
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -167,7 +167,7 @@ class Reactor:
             measured=self._measured if is_memory_limited else None,
             post=self.inbox.post,
         )
-        self._early: dict[int, list[WireMessage | RemoteProtocolError]] = {}
+        self._early: dict[int, list[tuple[int, Sequence[WireMessage | RemoteProtocolError]]]] = {}
         self._shutdown: Shutdown | None = None
         self._idle_waiters: list[Future[None]] = []
         self._roll_waiters: list[Future[None]] = []
@@ -433,16 +433,17 @@ class Reactor:
 
     def _take_messages(self) -> None:
         while (received := self._channel.receive()) is not None:
-            number, incarnation, messages = received
+            number, life, messages = received
             owner = self._owner(number)
             worker = None if owner is None else owner.workers.get(number)
-            if worker is None or worker.incarnation != incarnation:
-                continue  # an earlier incarnation's last words
-            worker.heard_at = time.monotonic()
-            if number not in self._processes:
-                self._early.setdefault(number, []).extend(messages)
+            if worker is None:
                 continue
-            self._handle_all(number, messages)
+            process = self._processes.get(number)
+            if process is None:
+                self._early.setdefault(number, []).append((life, messages))
+            elif process.life == life:  # else an earlier one's last words
+                worker.heard_at = time.monotonic()
+                self._handle_all(number, messages)
 
     def _handle_all(self, number: int, messages: Iterable[Any]) -> None:
         """Take in what one worker said, outcomes that follow each other together."""
@@ -531,7 +532,7 @@ class Reactor:
         self._watch.expect()
         process.ledger.grant(action.run.leases)
         # If it is gone its exit is about to be seen, and then what it did not claim waits again.
-        self._channel.send(process.number, process.incarnation, action.run)
+        self._channel.send(process.number, process.life, action.run)
 
     def _do_spawn(self, action: Spawn) -> None:
         self._watch.expect()
@@ -549,14 +550,14 @@ class Reactor:
         process = self._processes[action.number]
         message = InterruptMessage(action.lease)
         self._reports.worker(action.number, events.TURN_INTERRUPTED, lease=action.lease)
-        self._channel.send(process.number, process.incarnation, message)
+        self._channel.send(process.number, process.life, message)
 
     def _do_stop(self, action: Stop) -> None:
         self._watch.expect()
         process = self._processes.get(action.number)
         if process is None:
             return  # it is killed as soon as it is known
-        if not self._channel.send(process.number, process.incarnation, StopMessage()):
+        if not self._channel.send(process.number, process.life, StopMessage()):
             process.signal(signal.SIGKILL)  # it has not even connected
 
     def _lose_patience(self, action: Kill) -> None:
@@ -572,7 +573,7 @@ class Reactor:
         self._watch.expect()
         process = self._processes[action.number]
         message = Command(action.call, action.name, action.arguments)
-        self._channel.send(process.number, process.incarnation, message)
+        self._channel.send(process.number, process.life, message)
 
     # -- events ----------------------------------------------------------------------------------
 
@@ -589,7 +590,9 @@ class Reactor:
         worker = self._crew(number).workers[number]
         if worker.state is WorkerState.STOPPING:  # nobody wants it any more
             process.signal(signal.SIGKILL)
-        self._handle_all(number, self._early.pop(number, []))
+        early = self._early.pop(number, [])
+        said = [messages for life, messages in early if life == process.life]
+        self._handle_all(number, itertools.chain.from_iterable(said))
 
     def _has_new_output(self, output: Output) -> None:
         """A helper has started; called on its starter's thread."""
@@ -677,7 +680,7 @@ class Reactor:
 
     def _ping(self, number: int) -> None:
         process = self._processes[number]
-        self._channel.send(process.number, process.incarnation, Ping())
+        self._channel.send(process.number, process.life, Ping())
 
     def _wedged(self, wedged: Wedged) -> None:
         """End a worker that makes no progress; a client that blocks in connect cannot start."""
@@ -726,7 +729,7 @@ class Reactor:
 
     def _do_reply(self, process: WorkerProcess, answer: ControlReply) -> None:
         if self._processes.get(process.number) is process:
-            self._channel.send(process.number, process.incarnation, answer)
+            self._channel.send(process.number, process.life, answer)
 
     def _command(self, number: int, name: str, arguments: bytes, done: Future[None]) -> None:
         broker = self._brokers.touch(number)
