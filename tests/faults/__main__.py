@@ -56,6 +56,8 @@ def _soak(options: argparse.Namespace) -> bool:
         may_stop=options.stop,
         progress=_show,
     )
+    if summary.replay and options.setup:
+        summary.replay += f" --setup {options.setup}"
     print(*summary.lines(), sep="\n")
     return bool(summary.violations)
 

@@ -173,17 +173,19 @@ class Reader(PoolCaller):
 
 
 class AgentKiller(PoolCaller):
-    """``query``; the agent's program is killed in mid-turn.
+    """The agent's program is killed in mid-turn.
 
     Args:
-        kill_agent: kills the program that runs this ticket's turn.
+        ask: a one-shot query, or a conversation's; set by its maker.
+        kill_agent: kills the program that runs this ticket's turn; set by its maker.
     """
 
+    ask: Callable[..., Any]
     kill_agent: Callable[[Ticket], None]
 
     def call(self) -> None:
         for ticket in self.tickets:
-            response = self.sup.query(ticket.prompt)
+            response = self.ask(ticket.prompt)
             try:
                 for message in response:
                     if isinstance(message, StreamEvent) and not ticket.pieces:

@@ -221,4 +221,3 @@ def _errors_of(response: Any) -> Iterator[SoloistError]:
 def _starts(log: Path) -> dict[str, int]:
     rows = [line.split() for line in log.read_text().splitlines()]
     return {uid: int(ns) for word, uid, _, _, ns in rows if word == "start"}
-

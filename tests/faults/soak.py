@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import itertools
+import logging
 import os
 import signal
 import sys
 import tempfile
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -47,6 +50,7 @@ HELPER_EVERY = 3
 _INTERRUPTED = frozenset({Step.INTERRUPT_SENT, Step.INTERRUPT, Step.DRAIN})
 _AFTER_A_DEATH = frozenset({Step.SPAWN, Step.CONNECT, Step.RESTORE})
 _RSS_MIB = 64.0
+_ROUND_LIMIT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ class Summary:
     struck: Counter[tuple[Step, Action]] = field(default_factory=Counter)
     missed: Counter[Step] = field(default_factory=Counter)
     figures: list[Figures] = field(default_factory=list)
+    replay: str = ""
 
     @property
     def violations(self) -> list[str]:
@@ -133,6 +138,8 @@ class Summary:
             yield f"after  {self.figures[-1]}"
         yield f"violations: {len(self.violations)}"
         yield from (f"  {violation}" for violation in self.violations)
+        if self.replay:
+            yield f"again: python -m tests.faults --seed {self.seed} {self.replay}"
 
 
 def _counts(counter: Counter[str]) -> str:
@@ -239,9 +246,7 @@ class Round:
         is_its_turn = number // len(steps) % HELPER_EVERY == 0
         return step if step is not Step.HELPER or is_its_turn else Step.DISPATCH
 
-    def _fault(
-        self, step: Step, uid: str, chance: Random, *, is_session: bool = False
-    ) -> Fault:
+    def _fault(self, step: Step, uid: str, chance: Random, *, is_session: bool = False) -> Fault:
         is_killed = step in {Step.HELPER, Step.AGENT}
         action = Action.KILL if is_killed else chance.choice(self._actions)
         if step not in IN_SUPERVISOR:
@@ -284,7 +289,7 @@ class Round:
     def _victim(self, step: Step, write: load.Writer, chance: Random) -> load.Caller:
         """A caller that leads to the step."""
         if step is Step.AGENT:
-            return self._agent_killer(write)
+            return self._agent_killer(write, chance)
         if step in _INTERRUPTED:
             kinds = [self._reader, self._owner, self._sharer] if self._can_query else [
                 self._owner, self._sharer]  # fmt: skip
@@ -362,8 +367,11 @@ class Round:
         caller.chat = self._sup.shared(name)
         return caller
 
-    def _agent_killer(self, write: load.Writer) -> load.Caller:
-        caller = load.AgentKiller(self._sup, self.books, write.tickets(["agent"]))
+    def _agent_killer(self, write: load.Writer, chance: Random) -> load.Caller:
+        name = chance.choice(["", self._chat_name])
+        tickets = write.tickets(["agent"], conversation=name)
+        caller = load.AgentKiller(self._sup, self.books, tickets)
+        caller.ask = self._sup.shared(name).query_and_receive if name else self._sup.query
         caller.kill_agent = self._kill_agent
         return caller
 
@@ -440,38 +448,58 @@ def run(
     summary, watch = Summary(seed), Stopwatch()
     books: list[Books] = []
     with Taps(lambda request, outcome: books[-1].settle(request, outcome)) as taps:
-        number = first_round
-        while summary.cycles < cycles and not summary.violations:
+        summary.struck = taps.struck
+        for number in itertools.count(first_round):
             setup = setups[number % len(setups)]
-            first = number * per_round
-            count = min(per_round // setup.shorter, cycles - summary.cycles)
-            numbers = range(first, first + max(2, count))
+            count = max(2, min(per_round // setup.shorter, cycles - summary.cycles))
+            numbers = range(number * per_round, number * per_round + count)
             with tempfile.TemporaryDirectory(prefix="faults-") as folder:
                 one = Round(setup, seed, taps, Path(folder), may_stop=may_stop)
                 books.append(one.books)
                 _run_round(one, numbers, summary)
                 books.clear()
-            number += 1
-            summary.cycles += len(numbers)
+            summary.cycles += count
             summary.seconds = watch.s()
-            if number - first_round >= len(setups):  # everything that is lazy has been made
+            if number - first_round + 1 >= len(setups):  # what is lazy has been made by now
                 summary.figures.append(Figures.now())
-            summary.struck = taps.struck
+            if summary.violations:
+                summary.replay = f"--first-round {number} --cycles {count} --per-round {per_round}"
             progress(summary)
+            if summary.violations or summary.cycles >= cycles:
+                break
     if summary.figures:
         summary.tally.violations += summary.figures[0].growth(summary.figures[-1], rss_mib=_RSS_MIB)
     return summary
 
 
 def _run_round(one: Round, numbers: range, summary: Summary) -> None:
+    """Run a round and check its books, whatever has happened to it."""
     faulthandler.dump_traceback_later(_ROUND_LIMIT_S, exit=False, file=sys.__stderr__)
+    errors = _Errors()
     try:
-        one.run(numbers)
+        with errors:
+            one.run(numbers)
+    except Exception:
+        summary.violations.append(f"the round ended with {traceback.format_exc()}")
     finally:
         faulthandler.cancel_dump_traceback_later()
     one.books.close(summary.tally)
-    summary.tally.violations += one.violations
+    summary.violations.extend([*one.violations, *errors.texts])
     summary.missed += one.missed
 
 
-_ROUND_LIMIT_S = 120.0
+class _Errors(logging.Handler):
+    """What the supervisor logs as an error is a defect."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(logging.Formatter().format(record))
+
+    def __enter__(self) -> None:
+        logging.getLogger("soloist").addHandler(self)
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("soloist").removeHandler(self)

@@ -14,7 +14,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 from unittest import mock
 
 from soloist.protocol.messages import Answer, Failure, Interrupt, Run, Stop
@@ -64,7 +64,7 @@ class Taps:
         self._dead_helper = 0
         self._ends = contextlib.ExitStack()
 
-    def __enter__(self) -> Taps:
+    def __enter__(self) -> Self:
         with contextlib.ExitStack() as ends:
             patch = mock.patch.object
             ends.enter_context(patch(reactor, "Channel", self._channel_class()))
