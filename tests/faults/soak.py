@@ -49,7 +49,7 @@ HELPER_EVERY = 3
 """The helper's death costs a second, so it comes at every so many turns of its own."""
 _INTERRUPTED = frozenset({Step.INTERRUPT_SENT, Step.INTERRUPT, Step.DRAIN})
 _AFTER_A_DEATH = frozenset({Step.SPAWN, Step.CONNECT, Step.RESTORE})
-_RSS_MIB = 64.0
+_RSS_MIB = 24.0
 _ROUND_LIMIT_S = 120.0
 
 
