@@ -460,15 +460,16 @@ def run(
                 books.clear()
             summary.cycles += count
             summary.seconds = watch.s()
-            if number - first_round + 1 >= len(setups):  # what is lazy has been made by now
-                summary.figures.append(Figures.now())
+            summary.figures.append(Figures.now())
             if summary.violations:
                 summary.replay = f"--first-round {number} --cycles {count} --per-round {per_round}"
             progress(summary)
             if summary.violations or summary.cycles >= cycles:
                 break
-    if summary.figures:
-        summary.tally.violations += summary.figures[0].growth(summary.figures[-1], rss_mib=_RSS_MIB)
+    warm = min(len(setups), len(summary.figures)) - 1  # by then every kind has had its memory
+    before = summary.figures[0]._replace(rss_mib=summary.figures[warm].rss_mib)
+    summary.figures = [before, summary.figures[-1]]
+    summary.violations.extend(before.growth(summary.figures[-1], rss_mib=_RSS_MIB))
     return summary
 
 
