@@ -65,7 +65,8 @@ def _soak(options: argparse.Namespace) -> bool:
 def _show(summary: soak.Summary) -> None:
     print(
         f"{summary.cycles} cycles, {summary.seconds:.1f} s, "
-        f"{sum(summary.struck.values())} faults struck, {len(summary.violations)} violations",
+        f"{summary.struck.total()} faults struck, {len(summary.violations)} violations, "
+        f"{summary.figures[-1].rss_mib} MiB",
         file=sys.stderr,
         flush=True,
     )
