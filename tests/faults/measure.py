@@ -34,6 +34,7 @@ class KillReport:
     kills: int
     lost: int
     in_between: int
+    unbegun: int
     per_s: float
     clean_per_s: float
     violations: list[str]
@@ -48,7 +49,10 @@ class KillReport:
             f"{self.per_s:,.0f} prompts/s under kills, {self.clean_per_s:,.0f} in peace "
             f"({self.per_s / self.clean_per_s:.2f})"
         )
-        yield f"nobody can know: {self.in_between} killed between finish and ledger"
+        yield (
+            f"nobody can know: {self.in_between} killed between finish and ledger, "
+            f"{self.unbegun} lost between claim and client"
+        )
         yield f"violations: {len(self.violations)}"
         yield from (f"  {violation}" for violation in self.violations)
 
@@ -76,13 +80,14 @@ def map_under_kills(
     return KillReport(
         prompts,
         killer.kills,
-        sum(isinstance(outcome, SoloistError) for outcome in mapping.outcomes),
+        len(mapping.failed),
         sum(_is_in_between(runs) for runs in starts.values()),
+        mapping.lost - sum(bool(starts[f"p{i}"]) for i in mapping.failed),
         prompts / mapping.seconds,
         prompts / clean.seconds,
         [
             *_wrongs(mapping.outcomes, starts),
-            *([f"{killer.kills} kills"] if mapping.lost > killer.kills else []),
+            *([f"{mapping.lost} lost"] if mapping.lost > killer.kills else []),
         ],
     )
 
@@ -97,6 +102,11 @@ class _Mapping:
         self._prompts = [f"p{i} read" for i in range(prompts)]
         self._workers = workers
         self._turn_s = turn_s
+
+    @property
+    def failed(self) -> list[int]:
+        """Which prompts got an error."""
+        return [i for i, o in enumerate(self.outcomes) if isinstance(o, SoloistError)]
 
     @property
     def lost(self) -> int:
