@@ -6,8 +6,8 @@ and one that called the Supervisor from the I/O thread would wait for itself.
 Owns the queue between them and the thread, which is started by the first record.
 
 Invariants: handing over never waits; what waits is bounded in characters; once that bound is
-reached, lines are left out until half of it is free again, and then their number is logged. An
-event is left out only where lines have been already.
+reached, lines are left out until half of it is free again, and then their number is logged. Events
+have twice that room. Nothing is left out while nothing waits, so that somebody is there to say it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ CLOSE_S = 1.0
 """How long handlers may take for what waits at the end."""
 _RECORD_CHARS = 200
 """What a record costs beside its text."""
+_LINES_AT_ONCE = 500
 
 
 class Journal:
@@ -65,15 +66,9 @@ class Journal:
         """Log each of some lines."""
         if not lines or not logger.isEnabledFor(level):
             return
-        cost = sum(map(len, lines)) + _RECORD_CHARS * len(lines)
         with self._lock:
-            if self._is_full and self._waiting <= self._max // 2:
-                self._is_full = False
-            self._is_full = self._is_full or not self._hand_over(
-                cost, functools.partial(_emit, logger, level, lines, fields), most=self._max
-            )
-            if self._is_full:
-                self._dropped += len(lines)
+            for begin in range(0, len(lines), _LINES_AT_ONCE):
+                self._write(logger, level, lines[begin : begin + _LINES_AT_ONCE], fields)
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
         """End the thread when it has said everything, or after this long without the rest."""
@@ -83,12 +78,23 @@ class Journal:
         self._thread.join(timeout_s)
         self._is_abandoned = True  # it ends when its handler returns
 
+    def _write(
+        self, logger: logging.Logger, level: int, lines: Sequence[str], fields: Mapping[str, Any]
+    ) -> None:
+        cost = sum(map(len, lines)) + _RECORD_CHARS * len(lines)
+        emit = functools.partial(_emit, logger, level, lines, fields)
+        if self._is_full and self._waiting <= self._max // 2:
+            self._is_full = False
+        if self._is_full or not self._hand_over(cost, emit, most=self._max):
+            self._is_full = True
+            self._dropped += len(lines)
+
     @property
     def _waiting(self) -> int:
         return self._put - self._done
 
     def _hand_over(self, cost: int, emit: Callable[[], None], *, most: int) -> bool:
-        if self._waiting + cost > most:
+        if self._waiting and self._waiting + cost > most:
             return False
         self._put += cost
         self._items.put((cost, emit))

@@ -182,7 +182,7 @@ class Output:
                 if readable == descriptor:
                     self._read_early()
                     return True
-                if not streams[readable].read_early(_LEAST_BYTES):
+                if streams[readable].read_early(_TURN_BYTES) == b"":
                     poll.unregister(readable)
         return False
 

@@ -121,6 +121,22 @@ class TestBounds:
         assert 2 <= len(lines) <= 20
         assert heard.texts()[-1] == "room again"
 
+    def test_many_short_lines_at_once_are_no_reason_to_leave_out_all(self, heard):
+        journal = Journal()
+        heard.gate.clear()
+        journal.write(WORKER, logging.INFO, ["x"] * 65_536, {})
+        assert heard.is_held.wait(LIMIT_S)
+        heard.gate.set()
+        journal.close(LIMIT_S)
+        (dropped,) = [record for record in heard.records if hasattr(record, "event")]
+        assert len(heard.records) - 1 + dropped.lines == 65_536
+        assert len(heard.records) > 10_000
+
+    def test_one_that_is_larger_than_the_bound_comes_if_nothing_waits(self, heard, journal):
+        journal.write(WORKER, logging.INFO, ["x" * 20_000], {})
+        journal.close()
+        assert len(heard.records) == 1
+
     def test_events_still_come_when_lines_do_not(self, heard, journal):
         heard.gate.clear()
         journal.write(WORKER, logging.INFO, ["first"], {})

@@ -153,10 +153,10 @@ class TestBeforeAnybodyListens:
     def test_what_is_printed_meanwhile_does_not_fill_the_pipe(self, world):
         pipes, (ready_r, ready_w) = Pipes(), os.pipe()
         made = Output.of_helper(pipes, 1)
-        os.write(pipes.writers[1], b"import\n" * 9000)
-        assert not made.wait_beside(ready_r, 0.05)
+        os.write(pipes.writers[1], b"import\n" * 8000)
+        assert not made.wait_beside(ready_r, 0.5)
         os.set_blocking(pipes.writers[1], False)
-        os.write(pipes.writers[1], b"import\n" * 9000)
+        os.write(pipes.writers[1], b"import\n" * 8000)
         os.write(pipes.writers[1], b"done\n")
         os.write(ready_w, b"!")
         assert made.wait_beside(ready_r, 30)
