@@ -162,6 +162,7 @@ class TestStopped:
         worker = FakeWorker(1)
         world = World(worker).run(2)
         worker.view.incarnation = 2
+        world.see = lambda worker: None
         for _ in range(3):
             world.now += LOOK_S
             assert world.health.seen(1, 1, world.now, is_stopped=True) == []
@@ -338,7 +339,8 @@ class TestLag:
             worker.is_stopped = True
             world.run(LOOK_S)
         world.sleep(100)
-        world.run(0.1)
+        world.run(LOOK_S)
+        assert worker.looks == 2
         worker.is_stopped = False
         world.run(60)
         assert world.wedged == []
