@@ -55,7 +55,8 @@ class Watch:
 
     def expect(self) -> None:
         """Somebody has got something to do."""
-        self._health.expect(time.monotonic())
+        if self._health.next_round == math.inf:  # asked with each dispatch: the clock costs more
+            self._health.expect(time.monotonic())
 
     def answered(self, number: int, incarnation: int) -> None:
         """A worker has ended a request: it may have grown."""
