@@ -376,7 +376,7 @@ class Broker:
         if self._is_done():
             actions += self._stop(now)
         elif self._is_spent():
-            actions += self._replace(now)
+            actions += self._replace()
         elif self._has_turn() and self._limiter.has_token(now):
             actions += self._dispatch(now)
         elif self.state is SessionState.STARTING and not self.workers and self._spawn_at <= now:
@@ -579,10 +579,8 @@ class Broker:
             return True
         return self.is_rolling and self._gate.enter(self.number)
 
-    def _replace(self, now: float) -> list[Action]:
+    def _replace(self) -> list[Action]:
         """Ask the worker to exit; its end is that of any worker whose conversation goes on."""
-        self._idle_at = math.inf
-        self._stop_by = now + STOP_S
         self.workers[self.number].advance(WorkerEvent.STOP)
         return [Stop(self.number)]
 

@@ -7,6 +7,7 @@ the first look.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +17,7 @@ import psutil
 
 
 class Job(NamedTuple):
-    """A worker to look at; ``wants_memory`` asks what it and all below it take."""
+    """A worker to look at, a descendant of this process; ``wants_memory`` asks what it and all below it take."""
 
     number: int
     incarnation: int
@@ -100,9 +101,11 @@ def _tree_memory(roots: Sequence[int]) -> dict[int, int]:
         return {}
     children: dict[int, list[psutil.Process]] = {}
     found: dict[int, psutil.Process] = {}
-    for process in psutil.process_iter(["ppid"]):
-        found[process.pid] = process
-        children.setdefault(process.info["ppid"] or 0, []).append(process)
+    # Of this process: that reads the list of all processes once, and looks closer at few.
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error, OSError):
+            children.setdefault(process.ppid(), []).append(process)
+            found[process.pid] = process
     return {root: _sum(found[root], children) for root in roots if root in found}
 
 

@@ -2206,6 +2206,15 @@ class TestQuota:
         worker.answer()
         assert kinds(world.decide()) == ["Stop"]
 
+    def test_one_whose_ledger_shows_that_it_is_spent_is_asked_at_once(self):
+        world, worker, requests = batch_world(count=3, recycle=limited(400))
+        view = world.pool.workers[0]
+        view.quota = view.given
+        while worker.claim():
+            worker.finish(FAST_S)
+        assert kinds(world.tick(INSPECT_AFTER_S))[-1] == "Stop"
+        assert world.texts(requests) == [f"answer {r.index}" for r in requests]
+
     def test_the_share_that_one_cannot_take_goes_to_another(self):
         world = World(size=2, recycle=limited(400))
         world.up(2)
