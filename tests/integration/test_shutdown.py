@@ -358,3 +358,23 @@ def test_close_amid_quick_recycling_gives_every_request_its_outcome():
         errors = [future.exception(0) for future in futures]
         assert {type(error) for error in errors} <= {type(None), SupervisorClosed}
         assert sum(error is None for error in errors) >= 20
+
+
+def test_who_waits_for_a_restart_hears_of_the_end_of_the_io_thread(caplog):
+    sup = Supervisor(1, client=PatientEcho)
+    future = sup.submit("long")
+    is_running(future)
+    assert not sup.restart(0.05)
+    waits = threading.Thread(target=sup.restart)
+    waits.start()
+    eventually(lambda: len(sup._reactor._roll_waiters) == 2)
+
+    def fail():
+        raise KeyError("a defect")
+
+    sup._reactor.inbox.post(fail)
+    waits.join(LIMIT_S)
+    assert not waits.is_alive()
+    assert type(future.exception(LIMIT_S)) is SupervisorClosed
+    assert "a defect" in caplog.text
+    sup.close()
