@@ -45,6 +45,7 @@ from soloist.protocol.messages import (
     WireMessage,
 )
 from soloist.worker import control
+from soloist.worker.adopted import Adopted
 from soloist.worker.channel import Channel
 from soloist.worker.clients import function
 from soloist.worker.host import Host
@@ -154,12 +155,14 @@ def run_sync(desk: Desk, call: Callable[[Any], Any], *, is_session: bool = False
     if is_session:  # a bare callable is stateless by contract: any other can continue
         desk.announce(Snapshot(ledger.NO_LEASE, codec.encode_value({})))
     desk.channel.send(Ready())
+    adopted = Adopted()
     while True:
         lease = desk.claim()
         if lease is not None:
             _run_one(desk, lease, call)
             continue
         desk.flush()
+        adopted.reap()
         message = desk.channel.receive()
         if isinstance(message, Run):
             desk.claims.add(message)
@@ -212,6 +215,7 @@ class _AsyncLoop:
         self._is_flush_due = False
         self._running = 0  # lease of the turn in flight
         self._unwanted = 0  # highest lease whose interrupt came before its turn
+        self._adopted = Adopted()
         self._idle: asyncio.Future[None] | None = None  # done when there is a lease to claim
         self._stopped = asyncio.Event()
 
@@ -258,6 +262,7 @@ class _AsyncLoop:
         while (lease := self._desk.claim()) is None:
             idle = self._idle = asyncio.get_running_loop().create_future()
             self._desk.flush()
+            self._adopted.reap()
             self._drain()  # the descriptor is edge-triggered: look again after every send
             await idle
         return lease
