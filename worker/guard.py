@@ -120,10 +120,12 @@ class _Guard:
         """Wait for the parent's or the child's end or an order, then clean up and exit."""
         try:
             _close_descriptors()
-            while os.getppid() == self._parent and self._has_child():
-                for stray in children():
-                    if stray != self._child:
-                        _kill(stray, signal.SIGKILL)
+            while os.getppid() == self._parent:
+                known = set(children())  # first: what comes by the child's death is no stray
+                if not self._has_child():
+                    break
+                for stray in known.intersection(children()) - {self._child}:
+                    _kill(stray, signal.SIGKILL)
                 if _wait_signal(POLL_S) in {signal.SIGTERM, signal.SIGHUP}:
                     break
             self._clean_up()
@@ -143,13 +145,15 @@ class _Guard:
                 return True
 
     def _clean_up(self) -> None:
-        """Let the inner guard finish, end every other child, until none is left."""
+        """Let the inner guards finish, end every other child, until none is left.
+
+        If the next guard is dead, the one after that is a child now.
+        """
         deadline = time.monotonic() + CLEANUP_S
-        _kill(self._child, signal.SIGTERM)
         while _reap():
             for pid in children():
-                if pid != self._child or time.monotonic() > deadline:
-                    _kill(pid, signal.SIGKILL)
+                is_told = _is_in_our_group(pid) and time.monotonic() < deadline
+                _kill(pid, signal.SIGTERM if is_told else signal.SIGKILL)
             _wait_signal(0.01)
         remove_abandoned(self._run_dir)
 
@@ -162,6 +166,13 @@ def _reap() -> bool:
     except ChildProcessError:
         return False
     return True
+
+
+def _is_in_our_group(pid: int) -> bool:
+    """Whether it is a guard or the forkserver; workers and all below them are in other groups."""
+    with contextlib.suppress(ProcessLookupError):
+        return os.getpgid(pid) == os.getpgrp()
+    return False
 
 
 def _kill(pid: int, number: signal.Signals) -> None:
