@@ -214,6 +214,20 @@ class Matrix:
             holder.close()
             raise
 
+    def run_with_a_stopped_guard(self) -> None:
+        """Kill guard2 and, when guard1 has done to guard3 what it does, guard1."""
+        holder = self._lasting = self._lasting or self._new()
+        tree = holder.grow()
+        innermost = tree.parts["guard3"]
+        os.kill(innermost.pid, signal.SIGSTOP)
+        tree.kill(("guard2",))
+        eventually(lambda: not innermost.is_alive() or _is_told(innermost))
+        assert innermost.is_alive()
+        tree.kill(("guard1",))
+        os.kill(innermost.pid, signal.SIGCONT)
+        _gone_s(tree.doomed(("guard1", "guard2")), time.monotonic(), None)
+        self._goes_on(holder, ("guard2", "guard1"))
+
     def _trial(self, holder: Holder, cell: tuple[str, ...]) -> float:
         tree = holder.grow()
         doomed = tree.doomed(cell)
@@ -258,6 +272,13 @@ def _gone_s(doomed: list[Process], since: float, run_dir: str | None) -> float:
     raise AssertionError(f"after {GONE_S:g} s there is still {left()}")
 
 
+def _is_told(guard: Process) -> bool:
+    """Whether a SIGTERM waits for it."""
+    status = Path(f"/proc/{guard.pid}/status").read_text()
+    (pending,) = (line for line in status.splitlines() if line.startswith("ShdPnd:"))
+    return bool(int(pending.split()[1], 16) & 1 << (signal.SIGTERM - 1))
+
+
 def name_of(cell: tuple[str, ...]) -> str:
     return " + ".join(cell)
 
@@ -266,12 +287,15 @@ def main() -> None:
     """Print the table; exit with 1 if a trial failed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--cell", choices=[name_of(cell) for cell in CELLS], action="append")
     arguments = parser.parse_args()
     failures = 0
     with tempfile.TemporaryDirectory() as folder:
         matrix = Matrix(Path(folder))
         print(f"{'killed':24} {'trials':>6} {'median ms':>10} {'max ms':>8}  failed")
         for cell in CELLS:
+            if arguments.cell and name_of(cell) not in arguments.cell:
+                continue
             took: list[float] = []
             reasons: list[str] = []
             for _ in range(arguments.trials):

@@ -26,3 +26,8 @@ def matrix(tmp_path_factory):
 @pytest.mark.parametrize("cell", CELLS, ids=name_of)
 def test_two_seconds_after(matrix, cell):
     matrix.run(cell)
+
+
+def test_a_guard_whose_neighbour_is_dead_is_told_and_not_killed(matrix):
+    """Else the death of two guards would be that of all three, and the tree's escape."""
+    matrix.run_with_a_stopped_guard()
