@@ -241,6 +241,7 @@ class Matrix:
             gone_s = _gone_s(doomed, killed, None)
             assert all(p.is_alive() for p in tree.others(cell)), "more was ended than had to be"
             self._goes_on(holder, cell)
+            _gone_s([*tree.below["worker2"], tree.parts["worker2"]], time.monotonic(), None)
         return gone_s * 1000
 
     def _goes_on(self, holder: Holder, cell: tuple[str, ...]) -> None:
