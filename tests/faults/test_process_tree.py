@@ -5,11 +5,13 @@ One trial a cell; ``python -m tests.faults.process_tree`` repeats them and print
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
 
 from tests.faults.process_tree import CELLS, Matrix, name_of
+from tests.support_netns import IsolationUnavailable, agent_environment, run_isolated
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="without subreapers a daemon that leaves its parent escapes"
@@ -31,3 +33,23 @@ def test_two_seconds_after(matrix, cell):
 def test_a_guard_whose_neighbour_is_dead_is_told_and_not_killed(matrix):
     """Else the death of two guards would be that of all three, and the tree's escape."""
     matrix.run_with_a_stopped_guard()
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    pytest.importorskip("claude_agent_sdk", reason="the Agent SDK is not installed")
+    env = agent_environment(tmp_path_factory.mktemp("agent"))
+    try:
+        done = run_isolated(["-m", "tests.faults.real_cli_tree"], env, timeout_s=120)
+    except IsolationUnavailable as reason:
+        pytest.skip(f"the real CLI runs only where nothing can leave the machine: {reason}")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("cell", ["supervisor + worker", "worker"])
+def test_two_seconds_after_with_the_real_cli_in_mid_turn(real, cell):
+    seen = real["cells"][cell]
+    assert seen["had_cli"]
+    assert seen["answer"] == ([] if "supervisor" in cell else ["worker_lost", "next"])
+    assert real["left"] == []
