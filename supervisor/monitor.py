@@ -17,7 +17,10 @@ import psutil
 
 
 class Job(NamedTuple):
-    """A worker to look at, a descendant of this process; ``wants_memory`` asks what it and all below it take."""
+    """A worker to look at, a descendant of this process.
+
+    ``wants_memory`` asks what it and all below it take.
+    """
 
     number: int
     incarnation: int

@@ -26,6 +26,7 @@ from soloist.protocol.errors import (
     ClientError,
     InvalidOptions,
     InvalidPrompt,
+    PayloadTooLarge,
     RateLimited,
     ResultNotSerializable,
     SoloistError,
@@ -59,6 +60,7 @@ class Host:
         restore: the encoded snapshot of the conversation to continue; empty for a new one.
         has_control: whether the client's callbacks go to the caller unless it has its own.
         connect_timeout_s: how long the client may take to connect; ``None`` for no limit.
+        max_bytes: most encoded bytes of a turn's messages that are kept for its answer.
 
     Raises:
         SoloistError: the client cannot be built; what is not typed becomes
@@ -73,11 +75,13 @@ class Host:
         restore: bytes = b"",
         has_control: bool = False,
         connect_timeout_s: float | None = None,
+        max_bytes: int = codec.MAX_PAYLOAD_BYTES,
     ) -> None:
         self._new_client = new_client
         self._restore = restore
         self._has_control = has_control
         self._connect_timeout_s = connect_timeout_s
+        self._max_bytes = max_bytes
         self._is_fresh_per_prompt = isolation == "prompt"
         self._client = self._built()
         self._is_spoilt = False
@@ -131,7 +135,7 @@ class Host:
             SoloistError: the client's typed error; anything else it raised, as ``ClientError``.
         """
         started = time.monotonic()
-        turn = _Turn(on_message)
+        turn = _Turn(on_message, self._max_bytes)
         self._is_in_turn = True
         try:
             await self._client.query(prompt)
@@ -268,11 +272,17 @@ class Host:
 
 
 class _Turn:
-    """Collects the messages of one turn; one that cannot be sent does not end the draining."""
+    """Collects the messages of one turn; one that cannot be sent does not end the draining.
 
-    def __init__(self, on_message: Callable[[bytes], None] | None) -> None:
+    Nor does a turn of too many: they are no longer kept then, for it may never end by itself.
+    """
+
+    def __init__(self, on_message: Callable[[bytes], None] | None, max_bytes: int) -> None:
         self.is_over = False
         self._on_message = on_message
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._last: content.Map = {}
         self._maps: list[content.Map] = []
         self._encoded: list[bytes] = []
         self._refusal: ResultNotSerializable | None = None
@@ -293,19 +303,24 @@ class _Turn:
 
         Raises:
             ClientError: it gave an error, or nothing that can be sent.
+            PayloadTooLarge: it gave too much.
         """
         if self._refusal is not None:
             raise self._refusal
         if not self.is_over:
             raise ClientError("the client's turn did not end with a ResultMessage")
-        result = self._maps[-1]
-        if result.get("is_error"):
-            raise _result_error(result)
+        if self._last.get("is_error"):
+            raise _result_error(self._last)
+        if self._bytes > self._max_bytes:
+            raise PayloadTooLarge(
+                f"the turn's messages have {self._bytes:,} bytes, the limit is "
+                f"{self._max_bytes:,}; raise max_payload_bytes"
+            )
         return Answer(
             lease=lease,
             duration_s=duration_s,
             text=content.text_of(self._maps),
-            num_turns=max(0, result["num_turns"]),  # the wire carries nothing below zero
+            num_turns=max(0, self._last["num_turns"]),  # the wire carries nothing below zero
             messages=codec.join(self._encoded),
         )
 
@@ -318,8 +333,14 @@ class _Turn:
                 f"a {type(message).__name__} of the client cannot be sent: {error}"
             )
             return
-        self._maps.append(value)
-        self._encoded.append(encoded)
+        self._last = value
+        self._bytes += len(encoded)
+        if self._bytes <= self._max_bytes:
+            self._maps.append(value)
+            self._encoded.append(encoded)
+        elif self._maps:
+            self._maps.clear()
+            self._encoded.clear()
         if self._on_message is not None:
             self._on_message(encoded)
 

@@ -175,6 +175,7 @@ def _prepare(config: WorkerConfig, desk: loop.Desk) -> functools.partial[Any]:
         restore=config.restore,
         has_control=config.has_control,
         connect_timeout_s=config.connect_timeout_s,
+        max_bytes=config.max_payload_bytes,
     )
     return functools.partial(_run_async, desk, host, config)
 

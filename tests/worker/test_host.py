@@ -15,6 +15,7 @@ from soloist.protocol.errors import (
     InvalidOptions,
     InvalidPrompt,
     LocalProtocolError,
+    PayloadTooLarge,
     RateLimited,
     ResultNotSerializable,
     SoloistError,
@@ -115,13 +116,24 @@ class Resettable(FakeClient):
 class World:
     """Scripts, and what happened. ``on`` maps a method to what it does instead of nothing."""
 
-    def __init__(self, *turns, cls=FakeClient, isolation="worker", connect_timeout_s=None, **on):
+    def __init__(
+        self,
+        *turns,
+        cls=FakeClient,
+        isolation="worker",
+        connect_timeout_s=None,
+        max_bytes=10**6,
+        **on,
+    ):
         self.turns = list(turns)
         self.on = on
         self.built = []
         self.log = []
         self.host = Host(
-            lambda: cls(self), isolation=isolation, connect_timeout_s=connect_timeout_s
+            lambda: cls(self),
+            isolation=isolation,
+            connect_timeout_s=connect_timeout_s,
+            max_bytes=max_bytes,
         )
 
     def note(self, what, client):
@@ -395,6 +407,31 @@ class TestErrors:
         assert (text(second), second.num_turns) == ("b", 2)
         assert len(world.built) == 1, "the conversation is kept"
         assert [codec.decode_message(data) for data in seen] == [said("before")]
+
+    @pytest.mark.parametrize("end", [result("over"), result("over", is_error=True)])
+    def test_a_turn_of_too_many_messages_is_drained_but_not_kept(self, end, monkeypatch):
+        """It may go on for ever; its reader alone, who is bounded too, gets them all."""
+        seen, kept = [], []
+        world = World([said("x" * 100) for _ in range(50)] + [end], max_bytes=1_000)
+
+        class Watched(host_module._Turn):
+            def _take(self, message):
+                super()._take(message)
+                kept.append(sum(map(len, self._encoded)))
+
+        async def scene():
+            await world.host.connect()
+            first = await world.ask("a", lambda data: seen.append(len(data)))
+            return first, await world.ask("b")
+
+        monkeypatch.setattr(host_module, "_Turn", Watched)
+        first, second = run(scene())
+        assert type(first) is (ClientError if end.is_error else PayloadTooLarge)
+        assert text(second) == "b"
+        assert len(world.built) == 1, "the conversation is kept"
+        assert len(seen) == 51
+        assert 0 < max(kept) <= 1_000
+        assert kept[50] == 0
 
     def test_a_result_that_cannot_be_sent_ends_the_turn_all_the_same(self):
         world = World([result(structured_output=object())])
