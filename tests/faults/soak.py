@@ -30,7 +30,7 @@ from tests import stand_in
 from tests.faults import load
 from tests.faults.accountant import Books, Cycle, Figures, Stopwatch, Tally, Terms
 from tests.faults.client import LOG_NAME, FaultyEcho
-from tests.faults.steps import IN_SUPERVISOR, LATER, WITHOUT_REQUEST, Action, Fault, Orders, Step
+from tests.faults.steps import IN_SUPERVISOR, WITHOUT_REQUEST, Action, Fault, Orders, Step
 from tests.faults.taps import Taps
 
 CYCLES_PER_ROUND = 40
@@ -40,8 +40,8 @@ CLOSING_STEPS = (Step.STOP_SENT, Step.DISCONNECT, Step.INTERRUPT_SENT, Step.INTE
 """Where the last fault of a round strikes, while the Supervisor closes."""
 HARMLESS = frozenset(
     {
-        Step.SPAWN, Step.CONNECT, Step.RESTORE, Step.LEDGER, Step.RESET, Step.STOP_SENT,
-        Step.DISCONNECT, Step.INTERRUPT, Step.DRAIN, Step.AGENT,
+        Step.SPAWN, Step.CONNECT, Step.RESTORE, Step.LEDGER, Step.RESET, Step.RECYCLE,
+        Step.STOP_SENT, Step.DISCONNECT, Step.INTERRUPT, Step.DRAIN, Step.AGENT,
     }
 )  # fmt: skip
 """A worker that dies here runs nobody's request, or one whose outcome is settled otherwise."""
@@ -63,6 +63,8 @@ class Setup:
     options: dict[str, Any] = field(default_factory=dict)
     retry: Retry | None = None
     without: frozenset[Step] = frozenset()
+    max_requests: int | None = None
+    """``max_requests_per_worker``."""
     shorter: int = 1
     """Its rounds have this many times fewer cycles than others."""
 
@@ -73,15 +75,17 @@ class Setup:
     @property
     def steps(self) -> list[Step]:
         """Every step that can be reached with it."""
-        return [step for step in Step if step not in self.without | LATER]
+        unreached = self.without if self.max_requests else self.without | {Step.RECYCLE}
+        return [step for step in Step if step not in unreached]
 
 
 _NO_RESET = frozenset({Step.RESET, Step.AGENT})
 _NO_RESUME = frozenset({Step.RESTORE, Step.AGENT})
 SETUPS = (
     Setup("fresh", Terms(is_resumable=True), options={"resumable": True},
-          without=frozenset({Step.AGENT})),
-    Setup("anew", Terms(), options={"resettable": False}, without=_NO_RESET | _NO_RESUME),
+          without=frozenset({Step.AGENT}), max_requests=7),
+    Setup("anew", Terms(), options={"resettable": False}, without=_NO_RESET | _NO_RESUME,
+          max_requests=3),
     Setup("warm", Terms(is_fresh=False, is_resumable=True), isolation="worker",
           options={"resumable": True}, without=_NO_RESET),
     Setup("retried", Terms(attempts=3), without=_NO_RESUME,
@@ -113,8 +117,8 @@ class Summary:
         return {step for step, _ in self.struck}
 
     def unreached(self) -> list[str]:
-        """Steps that nothing has reached, those to come left out."""
-        return [s.value for s in Step if s not in self.reached and s not in LATER]
+        """Steps that nothing has reached."""
+        return [step.value for step in Step if step not in self.reached]
 
     def lines(self) -> Iterator[str]:
         """For people."""
@@ -306,7 +310,7 @@ class Round:
             return [self._sharer]
         if step in {Step.STOP_SENT, Step.DISCONNECT}:
             return [self._owner]
-        if step in {Step.RESET, Step.HELPER}:
+        if step in {Step.RESET, Step.RECYCLE, Step.HELPER}:
             return pool
         if step is Step.STREAM:
             return [*sessions, *pool]
@@ -406,6 +410,7 @@ class Round:
             isolation=self._setup.isolation,  # type: ignore[arg-type]
             retry=self._setup.retry,
             stream_buffer_bytes=load.BUFFER_BYTES,
+            max_requests_per_worker=self._setup.max_requests,
             max_restarts=1_000_000,  # the limit has tests of its own
         ) as sup:
             yield sup

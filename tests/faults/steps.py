@@ -51,7 +51,7 @@ class Step(enum.Enum):
     RESET = "reset"
     """Worker: the client is about to begin a new conversation."""
     RECYCLE = "recycle"
-    """Worker: it is about to be replaced because of its age. Nothing does that yet."""
+    """Supervisor: just after a worker of the pool was told to exit because of its age."""
     STOP_SENT = "stop-sent"
     """Supervisor: just after a Stop message was sent."""
     DISCONNECT = "disconnect"
@@ -62,12 +62,10 @@ class Step(enum.Enum):
     """The agent's own program (the CLI) is killed in mid-turn, below a worker that lives."""
 
 
-LATER = frozenset({Step.RECYCLE})
-"""Steps that have a name but nothing that reaches them yet."""
 IN_SUPERVISOR = frozenset(
     {
-        Step.SPAWN, Step.DISPATCH, Step.RECEIVED, Step.INTERRUPT_SENT, Step.STOP_SENT,
-        Step.HELPER, Step.AGENT,
+        Step.SPAWN, Step.DISPATCH, Step.RECEIVED, Step.INTERRUPT_SENT, Step.RECYCLE,
+        Step.STOP_SENT, Step.HELPER, Step.AGENT,
     }
 )  # fmt: skip
 """Steps that :mod:`tests.faults.taps` sees; a worker's client sees the others."""

@@ -142,6 +142,8 @@ class Taps:
         step = _SENT.get(type(message))
         if step is not None:
             self._strike(step, number)
+        if step is Step.STOP_SENT and number < self.pool_size:  # armed only amid a round
+            self._strike(Step.RECYCLE, number)
         if step is Step.DISPATCH and self.take(Step.HELPER) is not None:
             self._kill_helper()
 
