@@ -561,7 +561,8 @@ class Reactor:
             process.signal(signal.SIGKILL)  # it has not even connected
 
     def _lose_patience(self, action: Kill) -> None:
-        self._reports.worker(action.number, events.WORKER_KILLED)
+        if not self._crew(action.number).workers[action.number].wedged:  # that has been reported
+            self._reports.worker(action.number, events.WORKER_KILLED)
         self._do_kill(action)
 
     def _do_kill(self, action: Kill) -> None:
