@@ -333,10 +333,24 @@ class WorkerProcess:
 
     def exitcode(self) -> int | None:
         """Exit code of the ended process, negative for a signal; ``None`` if nobody knows."""
+        code = self._code_of_zombie()  # on a busy machine the helper takes its time to reap it
+        if code is not None:
+            return code
         if not _is_readable_within(self._status, _EXITCODE_WAIT_MS / 1000):
             return None
         with contextlib.suppress(EOFError, OSError):
             return int(mp_forkserver.read_signed(self._status))
+        return None
+
+    def _code_of_zombie(self) -> int | None:
+        """The exit code, from Linux, as long as nobody has reaped the process."""
+        if self._pidfd is None:
+            return None
+        with contextlib.suppress(OSError, ValueError):
+            state, *rest = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+            signal.pidfd_send_signal(self._pidfd, 0)  # fails if that may have been another process
+            # 0 may also mean that we may not know.
+            return os.waitstatus_to_exitcode(int(rest[48])) or None if state == "Z" else None
         return None
 
     def close(self) -> None:

@@ -266,6 +266,22 @@ class TestEnds:
             assert child.is_running()
         assert not child.is_running()
 
+    @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the helper alone knows it")
+    def test_the_exit_code_is_known_before_the_helper_has_reaped_the_worker(self):
+        def client(prompt):
+            if prompt == "die":
+                os._exit(7)
+            return prompt
+
+        with Supervisor(size=1, client=client) as sup:
+            helper = sup._reactor._forkserver.pid
+            os.kill(helper, signal.SIGSTOP)
+            try:
+                assert sup.submit("die").exception(LIMIT_S).exitcode == 7
+            finally:
+                os.kill(helper, signal.SIGCONT)
+            assert sup.submit("a").result(LIMIT_S).text == "a"
+
     def test_ctrl_c_at_the_terminal_does_not_reach_the_workers(self):
         """Workers are in process groups of their own."""
         with Supervisor(size=1, client=lambda p: f"{os.getpgrp()} {os.getpid()}") as sup:
