@@ -209,10 +209,11 @@ SCENES = [
 @pytest.fixture
 def scene(tmp_path):
     descriptors = set(os.listdir("/proc/self/fd"))
+    threads = set(threading.enumerate())
     with contextlib.ExitStack() as ends:
         scene = Scene(ends, tmp_path)
         yield scene
-        run_dirs = scene.run_dirs
+        run_dirs = {str(scene.sup._reactor._folder.path)}
         assert scene.sup.is_closed
         for thread in scene.threads:
             thread.join(LIMIT_S)
@@ -223,8 +224,7 @@ def scene(tmp_path):
             assert isinstance(future, Result | SoloistError), future
         assert descendants_of_runs(run_dirs) == []
         assert not any(map(os.path.exists, run_dirs))
-    names = {thread.name for thread in threading.enumerate()}
-    assert not {name for name in names if name.startswith("soloist")}
+    assert not [t for t in set(threading.enumerate()) - threads if t.name.startswith("soloist")]
     del scene.sup
     assert set(os.listdir("/proc/self/fd")) <= descriptors
 
@@ -240,13 +240,11 @@ def within(seconds):
 class TestFromEveryState:
     def test_close_is_bounded_and_leaves_nothing(self, scene, enter):
         enter(scene)
-        scene.run_dirs = run_dirs_of(os.getpid())
         with within(0.1 + BOUND_S):
             scene.sup.close(0.1)
 
     def test_drain_gives_up_in_time_and_kill_ends_it(self, scene, enter):
         enter(scene)
-        scene.run_dirs = run_dirs_of(os.getpid())
         with within(0.1):
             scene.sup.drain(0.1)
         with pytest.raises(SupervisorClosed):

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-from typing import ClassVar
 
 import psutil
 import pytest
@@ -74,15 +73,30 @@ def test_memory_is_that_of_the_whole_tree_and_only_if_wanted(process):
 
 
 def test_what_goes_while_memory_is_summed_counts_nothing(monkeypatch):
-    class Gone:
-        pid = os.getpid()
-        info: ClassVar = {"ppid": None}
+    class Going:
+        """Its second child has gone when it is asked for its parent, the first a moment later."""
+
+        def __init__(self, pid):
+            self.pid = pid
+
+        def ppid(self):
+            if self.pid == 9:
+                raise psutil.NoSuchProcess(self.pid)
+            return os.getpid()
+
+        def status(self):
+            return psutil.STATUS_RUNNING
+
+        def children(self, recursive):
+            assert recursive
+            return [Going(8), Going(9)]
 
         def memory_info(self):
             raise psutil.NoSuchProcess(self.pid)
 
-    monkeypatch.setattr(psutil, "process_iter", lambda attrs: [Gone()])
-    assert look([Job(1, 1, Gone.pid, wants_memory=True)])[0].tree_rss_bytes == 0
+    monkeypatch.setattr(psutil, "Process", lambda pid=None: Going(pid or os.getpid()))
+    sightings = look([Job(1, 1, 8, wants_memory=True), Job(2, 1, 9, wants_memory=True)])
+    assert [sighting.tree_rss_bytes for sighting in sightings] == [0, None]
 
 
 def test_the_monitor_answers_each_order_on_a_thread_of_its_own():
