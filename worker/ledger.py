@@ -44,6 +44,11 @@ class Claims:
         """Whether nothing has arrived that ``claim`` might give."""
         return not self._arrived
 
+    @property
+    def is_committed(self) -> bool:
+        """Whether a grant has been read whose lease has not run: nobody can take it back."""
+        return self._claimed is not None
+
     def claim(self) -> Lease | None:
         """Claim the next lease; ``None`` if there is none to run until another message comes.
 

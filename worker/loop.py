@@ -83,9 +83,11 @@ class Desk:
 
         A ledger that has grown large is not let grow further while more than one lease waits:
         what waits is then taken back or followed by more, and either way the supervisor says
-        which outcomes it has, so that the ledger may be forgotten.
+        which outcomes it has, so that the ledger may be forgotten. A grant that was read before
+        its lease came cannot be taken back: nobody but us would ever do anything about it.
         """
-        if self._ledger.is_full(acked=self.claims.acked) and len(self.claims) > 1:
+        is_waited_for = len(self.claims) > 1 and not self.claims.is_committed
+        if is_waited_for and self._ledger.is_full(acked=self.claims.acked):
             return None
         return self.claims.claim()
 

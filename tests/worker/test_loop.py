@@ -186,6 +186,37 @@ class TestDesk:
     def claim(self, office, *prompts):
         office.claims.add(office.run(*prompts))
 
+    @pytest.fixture
+    def full(self):
+        """An office whose ledger holds more than it should, none of it acknowledged."""
+        office = Office(max_bytes=10**7)
+        self.claim(office, "a")
+        assert office.desk.claim().number == 1
+        self.reply(office, 1, "x" * 2_000_000)
+        yield office
+        office.close()
+
+    def test_a_full_ledger_waits_for_word_while_more_than_one_lease_does(self, full):
+        full.claims.add(full.run("b", "c"))
+        assert full.desk.claim() is None
+        assert full.shared.take_back() == [2, 3]
+        full.claims.add(full.run("b", "c", acked=1))
+        assert full.desk.claim().number == 4
+
+    def test_a_full_ledger_does_not_hold_up_the_only_lease(self, full):
+        self.claim(full, "b")
+        assert full.desk.claim().number == 2
+
+    def test_nor_one_whose_grant_was_read_before_it_came(self, full):
+        """It cannot be taken back: the supervisor waits for its outcome, and nothing else comes."""
+        self.claim(full, "taken back")
+        assert full.shared.take_back() == [2]
+        late = full.run("b", "c")
+        assert full.desk.claim() is None
+        assert full.shared.take_back() == [4]
+        full.claims.add(late)
+        assert full.desk.claim().number == 3
+
     def test_the_only_outcome_goes_at_once(self, office, clock):
         self.claim(office, "a")
         office.claims.claim()
