@@ -139,8 +139,7 @@ def test_a_fork_amid_work_and_callbacks_leaves_the_parents_alone():
         gate, begun = threading.Event(), threading.Event()
         sup = Supervisor(2, client=work)
         futures = [sup.submit(str(i)) for i in range(200)]
-        for future in futures[:3]:
-            future.add_done_callback(lambda f: (begun.set(), gate.wait()))
+        sup._dispatcher.call(lambda: (begun.set(), gate.wait()))  # a callback that takes long
         begun.wait()
         pid = os.fork()
         if not pid:
@@ -187,15 +186,17 @@ class TestClose:
         assert {type(f.exception(0)) for f in futures} == {SupervisorClosed}
         assert [f.exception(0).started for f in futures] == [None] + [False] * 20
 
-    def test_waits_for_callbacks_but_not_for_ever(self, monkeypatch):
+    def test_waits_for_callbacks_but_not_for_ever(self, monkeypatch, tmp_path):
         monkeypatch.setattr("soloist.supervisor.api._CALLBACKS_S", 0.05)
         stuck, seen = threading.Event(), []
         with Supervisor(1, client=gated) as sup:
             for i in range(10):
                 sup.submit("a").add_done_callback(lambda _, i=i: seen.append(i))
         assert seen == list(range(10))
+        gate = Gate(tmp_path / "gate")
         with Supervisor(1, client=gated) as sup:
-            sup.submit("a").add_done_callback(lambda _: stuck.wait(LIMIT_S))
+            sup.submit(gate.prompt).add_done_callback(lambda _: stuck.wait(LIMIT_S))
+            gate.open()
         stuck.set()
 
     @pytest.mark.parametrize("end", ["close", "kill"])
