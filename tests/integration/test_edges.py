@@ -85,9 +85,20 @@ def test_a_defect_of_the_io_thread_reaches_everybody_who_waits(caplog):
     assert "the I/O thread failed" in caplog.text
 
 
-def test_a_callback_that_exits_ends_no_other():
-    with Supervisor(size=1, client=same) as sup:
-        sup.submit("a").add_done_callback(lambda _: sys.exit(1))
+def test_a_callback_that_exits_ends_no_other(tmp_path):
+    gate = str(tmp_path / "gate")
+    os.mkfifo(gate)
+
+    def held(prompt):
+        if prompt == "a":
+            with open(gate):
+                pass
+        return prompt
+
+    with Supervisor(size=1, client=held) as sup:
+        sup.submit("a").add_done_callback(lambda _: sys.exit(1))  # before it ends
+        with open(gate, "w"):
+            pass
         called = threading.Event()
         sup.submit("b").add_done_callback(lambda _: called.set())
         assert called.wait(LIMIT_S)
