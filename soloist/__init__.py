@@ -3,7 +3,9 @@
 ``from soloist import Supervisor`` is all that most programs need.
 """
 
+import importlib
 import logging
+from typing import TYPE_CHECKING, Any
 
 from soloist.protocol.codec import Prompt
 from soloist.protocol.content import (
@@ -47,19 +49,21 @@ from soloist.protocol.errors import (
     TooManyWorkers,
     WorkerLost,
 )
-from soloist.supervisor.aio import AsyncSupervisor
-from soloist.supervisor.aio_intake import AsyncRequestFuture, AsyncResponse
-from soloist.supervisor.aio_session import AsyncSession, AsyncSharedSession
-from soloist.supervisor.api import Supervisor
-from soloist.supervisor.control import ControlRequest
-from soloist.supervisor.futures import RequestFuture
-from soloist.supervisor.oneshot import query
-from soloist.supervisor.rate import RateLimit
-from soloist.supervisor.response import Response
-from soloist.supervisor.results import Result, SessionStats, Stats, WorkerStats
-from soloist.supervisor.retry import Retry
-from soloist.supervisor.session import Session, SharedSession
 from soloist.worker.control import ask_caller, ask_hook, ask_permission
+
+if TYPE_CHECKING:
+    from soloist.supervisor.aio import AsyncSupervisor
+    from soloist.supervisor.aio_intake import AsyncRequestFuture, AsyncResponse
+    from soloist.supervisor.aio_session import AsyncSession, AsyncSharedSession
+    from soloist.supervisor.api import Supervisor
+    from soloist.supervisor.control import ControlRequest
+    from soloist.supervisor.futures import RequestFuture
+    from soloist.supervisor.oneshot import query
+    from soloist.supervisor.rate import RateLimit
+    from soloist.supervisor.response import Response
+    from soloist.supervisor.results import Result, SessionStats, Stats, WorkerStats
+    from soloist.supervisor.retry import Retry
+    from soloist.supervisor.session import Session, SharedSession
 
 __version__ = "0.1.0"
 
@@ -127,3 +131,39 @@ __all__ = [
     "ask_permission",
     "query",
 ]
+
+_HOMES = {
+    "AsyncSupervisor": "aio",
+    "AsyncRequestFuture": "aio_intake",
+    "AsyncResponse": "aio_intake",
+    "AsyncSession": "aio_session",
+    "AsyncSharedSession": "aio_session",
+    "Supervisor": "api",
+    "ControlRequest": "control",
+    "RequestFuture": "futures",
+    "query": "oneshot",
+    "RateLimit": "rate",
+    "Response": "response",
+    "Result": "results",
+    "SessionStats": "results",
+    "Stats": "results",
+    "WorkerStats": "results",
+    "Retry": "retry",
+    "Session": "session",
+    "SharedSession": "session",
+}
+"""Names of the supervisor's side and their modules, imported when they are first asked for: workers
+import this package, too, and need none of it."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(
+        importlib.import_module(f"soloist.supervisor.{_HOMES[name]}"), name
+    )
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
