@@ -11,8 +11,9 @@ from tests.support import LIMIT_S, eventually, run_python
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has subreapers")
 
-# Its leader ends at once and leaves a process of its session behind, which ends soon.
-DAEMON = ["setsid", "sh", "-c", "true & echo $!"]
+# Its leader ends at once and leaves a process of its session behind, which ends soon: not at once,
+# for on a busy machine the shell might come to reap it.
+DAEMON = ["setsid", "sh", "-c", "sleep 0.3 & echo $!"]
 
 SCRIPT = """
 import subprocess, sys
