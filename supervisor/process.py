@@ -61,6 +61,7 @@ _HELPER_END_S = 1.0
 _RETRY_S = 1.0
 """How long a start is tried again after the helper has died."""
 _EXITCODE_WAIT_MS = 20
+_REAPED_WAIT_MS = 200
 
 _CODE = """\
 import sys
@@ -334,9 +335,11 @@ class WorkerProcess:
     def exitcode(self) -> int | None:
         """Exit code of the ended process, negative for a signal; ``None`` if nobody knows."""
         code = self._code_of_zombie()  # on a busy machine the helper takes its time to reap it
-        if code is not None:
+        if code:
             return code
-        if not _is_readable_within(self._status, _EXITCODE_WAIT_MS / 1000):
+        # 0 may also mean that we may not know; once it is reaped the helper is about to say it.
+        wait_ms = _REAPED_WAIT_MS if code is None else _EXITCODE_WAIT_MS
+        if not _is_readable_within(self._status, wait_ms / 1000):
             return None
         with contextlib.suppress(EOFError, OSError):
             return int(mp_forkserver.read_signed(self._status))
@@ -349,8 +352,7 @@ class WorkerProcess:
         with contextlib.suppress(OSError, ValueError):
             state, *rest = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
             signal.pidfd_send_signal(self._pidfd, 0)  # fails if that may have been another process
-            # 0 may also mean that we may not know.
-            return os.waitstatus_to_exitcode(int(rest[48])) or None if state == "Z" else None
+            return os.waitstatus_to_exitcode(int(rest[48])) if state == "Z" else None
         return None
 
     def close(self) -> None:
