@@ -81,6 +81,24 @@ def run_isolated(
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
+def output_of(script_args: Sequence[str], folder: Path, timeout_s: float) -> str:
+    """What a script with an agent's CLI in it prints; the test is skipped without a namespace.
+
+    Args:
+        script_args: see ``run_isolated``.
+        folder: for the CLI's own files.
+        timeout_s: see ``run_isolated``.
+    """
+    import pytest  # the launcher, which is this file too, needs none of it
+
+    try:
+        done = run_isolated(script_args, agent_environment(folder), timeout_s)
+    except IsolationUnavailable as reason:
+        pytest.skip(f"the real CLI runs only where nothing can leave the machine: {reason}")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def agent_environment(folder: Path, port: int = STUB_PORT) -> dict[str, str]:
     """The whole environment of a script that starts the real agent CLI against the API stub.
 

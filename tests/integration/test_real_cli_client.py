@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.support_netns import IsolationUnavailable, agent_environment, run_isolated
+from tests.support_netns import output_of
 
 pytest.importorskip("claude_agent_sdk", reason="the Agent SDK is not installed")
 
@@ -12,13 +12,10 @@ pytest.importorskip("claude_agent_sdk", reason="the Agent SDK is not installed")
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     """What every scenario saw; they share one process because importing the SDK is slow."""
-    env = agent_environment(tmp_path_factory.mktemp("agent"))
-    try:
-        done = run_isolated(["-m", "tests.integration.real_cli_scenarios"], env, timeout_s=240)
-    except IsolationUnavailable as reason:
-        pytest.skip(f"the real CLI runs only where nothing can leave the machine: {reason}")
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    folder = tmp_path_factory.mktemp("agent")
+    return json.loads(
+        output_of(["-m", "tests.integration.real_cli_scenarios"], folder, timeout_s=240)
+    )
 
 
 def test_turns_share_a_conversation_until_the_next_connect(report):
