@@ -56,7 +56,7 @@ class SessionPolicy(NamedTuple):
     max_payload_bytes: int
     stream_buffer_bytes: int
     timeout_s: float | None = None
-    recycle: RecyclePolicy | None = None
+    recycle: RecyclePolicy = RecyclePolicy()
 
 
 class Address(NamedTuple):
@@ -262,13 +262,6 @@ class Brokers:
             for waiting in self._gate.called():
                 self.touch(waiting)
 
-    def _touch_due(self, now: float) -> None:
-        while self._timers and self._timers[0][0] <= now:
-            due, _, number = heapq.heappop(self._timers)
-            if self._due.get(number) == due:
-                del self._due[number]
-                self.touch(number)
-
     def next_deadline(self) -> float:
         """When ``decide`` wants to be called if nothing happens; may be never."""
         if self._touched:  # since the last time
@@ -359,6 +352,13 @@ class Brokers:
     def _address(self, number: int) -> Address:
         front = self._fronts.get(number)
         return Address(number, "" if front is None else front.endpoint)
+
+    def _touch_due(self, now: float) -> None:
+        while self._timers and self._timers[0][0] <= now:
+            due, _, number = heapq.heappop(self._timers)
+            if self._due.get(number) == due:
+                del self._due[number]
+                self.touch(number)
 
     def _set_timer(self, number: int, broker: Broker) -> None:
         due = broker.next_deadline()

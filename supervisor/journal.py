@@ -55,10 +55,8 @@ class Journal:
         """Log an event; ``fields`` become attributes of the record and fill in its message."""
         if not log.isEnabledFor(event.level):
             return
-        record = _record(log, event.level, event.message, fields, {"event": event.name, **fields})
-        emit = functools.partial(log.handle, record)
         with self._lock:
-            self._hand_over(_RECORD_CHARS, emit, most=2 * self._max)
+            self._hand_over(_RECORD_CHARS, _emission(event, fields), most=2 * self._max)
 
     def write(
         self, logger: logging.Logger, level: int, lines: Sequence[str], fields: Mapping[str, Any]
@@ -113,10 +111,13 @@ class Journal:
 
     def _report_dropped(self) -> None:
         dropped = self._dropped  # read once: more may be dropped meanwhile
-        event, fields = OUTPUT_DROPPED, {"lines": dropped - self._reported}
-        self._reported = dropped
-        record = _record(log, event.level, event.message, fields, {"event": event.name, **fields})
-        _call(functools.partial(log.handle, record))
+        lines, self._reported = dropped - self._reported, dropped
+        _call(_emission(OUTPUT_DROPPED, {"lines": lines}))
+
+
+def _emission(event: Event, fields: Mapping[str, Any]) -> Callable[[], None]:
+    record = _record(log, event.level, event.message, fields, {"event": event.name, **fields})
+    return functools.partial(log.handle, record)
 
 
 def _emit(

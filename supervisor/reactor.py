@@ -156,8 +156,7 @@ class Reactor:
         self.inbox = Inbox()
         self.is_closed = self.inbox.is_closed
         self._processes: dict[int, WorkerProcess] = {}
-        recycle = sessions.recycle
-        is_memory_limited = recycle is not None and recycle.max_memory_bytes is not None
+        is_memory_limited = sessions.recycle.max_memory_bytes is not None
         self._watch = Watch(
             wedge_after_s,
             expected=self._expected,
