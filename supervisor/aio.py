@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self
 
 from soloist.protocol.codec import Prompt
-from soloist.protocol.errors import LocalProtocolError, SoloistError, SupervisorClosed
+from soloist.protocol.errors import LocalProtocolError, SoloistError
 from soloist.supervisor import limits
 from soloist.supervisor.aio_flow import AsyncFlow, Prompts
 from soloist.supervisor.aio_intake import (
@@ -264,7 +264,7 @@ class AsyncSupervisor:
         limits.check_counts(max_queue=max_queue)
         limits.check_positive_seconds(idle_timeout_s=idle_timeout_s)
         intake = self._intake()
-        opened = intake.core.open_soon(name, SessionLimits(max_queue, idle_timeout_s))
+        opened = intake.core.reactor.open_session(name, SessionLimits(max_queue, idle_timeout_s))
         return AsyncSharedSession(intake, name, await intake.ask(opened))
 
     # -- the whole -------------------------------------------------------------------------------
@@ -272,10 +272,7 @@ class AsyncSupervisor:
     async def stats(self) -> Stats:
         """A consistent, immutable snapshot."""
         intake = self._intake()
-        try:
-            return await intake.ask(intake.core.stats_soon())
-        except SupervisorClosed:
-            return intake.core.stats()  # which asks nobody any more
+        return await intake.ask(intake.core.reactor.stats())
 
     async def cancel_pending(self) -> None:
         """End every request that has not started with ``RequestCancelled``; what runs goes on."""

@@ -15,7 +15,6 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from soloist.protocol import codec
 from soloist.protocol.codec import Prompt
 from soloist.protocol.content import Message
 from soloist.protocol.errors import (
@@ -29,14 +28,13 @@ from soloist.protocol.messages import Answer
 from soloist.supervisor import limits
 from soloist.supervisor.aio_loop import Bell, Pace, Wakeup, is_here, wrap
 from soloist.supervisor.api import Supervisor
-from soloist.supervisor.brokers import Address, SessionLimits
 from soloist.supervisor.control import ControlRequest, Handler
 from soloist.supervisor.flow import Flow
 from soloist.supervisor.intake import Intake
 from soloist.supervisor.reactor import Reactor
 from soloist.supervisor.request import POOL, Request
 from soloist.supervisor.response import Response
-from soloist.supervisor.results import Result, SessionStats, Stats
+from soloist.supervisor.results import Result
 
 _T = TypeVar("_T")
 
@@ -72,29 +70,6 @@ class Core(Supervisor):
         """
         window = self._new_window(is_ordered=is_ordered, is_fail_fast=is_fail_fast)
         return Flow(self._intake, window, timeout_s, total_timeout_s)
-
-    # The reactor's own methods of this kind wait for the answer.
-
-    def stats_soon(self) -> Future[Stats]:
-        """See ``Supervisor.stats``."""
-        return self._reactor.inbox.ask(self._reactor._stats)  # noqa: SLF001
-
-    def open_soon(
-        self, name: str, bounds: SessionLimits, ready: Future[None] | None = None
-    ) -> Future[Address]:
-        """See ``Reactor.open_session``."""
-        return self._reactor.inbox.ask(lambda: self._reactor._brokers.open(name, bounds, ready))  # noqa: SLF001
-
-    def session_stats_soon(self, number: int) -> Future[SessionStats | None]:
-        """See ``Reactor.session_stats``."""
-        return self._reactor.inbox.ask(lambda: self._reactor._session_stats(number))  # noqa: SLF001
-
-    def command_soon(
-        self, number: int, name: str, arguments: list[Any], done: Future[None]
-    ) -> Future[None]:
-        """See ``Reactor.command``; ``done`` is done when the client has answered."""
-        data = codec.encode_value(arguments)
-        return self._reactor.inbox.ask(lambda: self._reactor._command(number, name, data, done))  # noqa: SLF001
 
 
 class AsyncRequestFuture(asyncio.Future[Result]):

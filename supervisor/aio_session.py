@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from soloist.protocol.codec import Prompt
-from soloist.protocol.errors import LocalProtocolError, SupervisorClosed
+from soloist.protocol.errors import LocalProtocolError
 from soloist.supervisor import limits
 from soloist.supervisor.aio_intake import AsyncIntake, AsyncRequestFuture, AsyncResponse
 from soloist.supervisor.aio_loop import current_task, is_alive, wrap
@@ -37,11 +37,7 @@ class _AsyncHandle:
 
     async def stats(self) -> SessionStats | None:
         """A consistent, immutable snapshot; ``None`` once the session is over."""
-        number = self._number
-        try:
-            return await self._intake.ask(self._intake.core.session_stats_soon(number))
-        except SupervisorClosed:
-            return None
+        return await self._intake.ask(self._intake.core.reactor.session_stats(self._number))
 
     async def incarnation(self) -> int:
         """The number of the conversation's worker, from 1; 0 once the session is over."""
@@ -250,7 +246,7 @@ class AsyncSession(_AsyncHandle):
         self._intake.check_loop()
         reactor = self._intake.core.reactor
         ready: Future[None] = Future()
-        opened = self._intake.core.open_soon("", SessionLimits(1, None), ready)
+        opened = reactor.open_session("", SessionLimits(1, None), ready)
         try:
             address = await wrap(opened)
             await wrap(ready)
@@ -267,10 +263,8 @@ class AsyncSession(_AsyncHandle):
         self._turns.begin(lambda: self._intake.response(prompt, timeout_s, number, on_control))
 
     async def _command(self, name: str, *arguments: Any) -> None:
-        done: Future[None] = Future()
-        told = self._intake.core.command_soon(self._number, name, list(arguments), done)
-        await self._intake.ask(told)
-        await self._intake.ask(done)
+        command = self._intake.core.reactor.command
+        await self._intake.ask(command(self._number, name, list(arguments)))
 
 
 def _close_unwanted(reactor: Reactor, opened: Future[Address]) -> None:

@@ -354,7 +354,7 @@ class Supervisor:
             SupervisorClosed: closed.
         """
         ready: Future[None] = Future()
-        address = self._reactor.open_session("", SessionLimits(1, None), ready)
+        address = self._reactor.open_session("", SessionLimits(1, None), ready).result()
         session = Session(self._intake, address, self)
         ready.result()
         return session
@@ -380,7 +380,8 @@ class Supervisor:
         limits.check_text(name=name)
         limits.check_counts(max_queue=max_queue)
         limits.check_positive_seconds(idle_timeout_s=idle_timeout_s)
-        address = self._reactor.open_session(name, SessionLimits(max_queue, idle_timeout_s))
+        bounds = SessionLimits(max_queue, idle_timeout_s)
+        address = self._reactor.open_session(name, bounds).result()
         return SharedSession(self._intake, name, address, self)
 
     # -- the whole -------------------------------------------------------------------------------
@@ -392,7 +393,7 @@ class Supervisor:
 
     def stats(self) -> Stats:
         """A consistent, immutable snapshot."""
-        return self._reactor.stats()
+        return self._reactor.stats().result()
 
     def cancel_pending(self) -> None:
         """End every request that has not started with ``RequestCancelled``; what runs goes on."""

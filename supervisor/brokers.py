@@ -309,12 +309,6 @@ class Brokers:
         self._starting.clear()
         self._closing.clear()
 
-    def close_fronts(self) -> None:
-        """Close every socket; after the end, whatever happened."""
-        for front in self._fronts.values():
-            self._close_front(front)
-        self._fronts.clear()
-
     # -- helpers ---------------------------------------------------------------------------------
 
     def _new_broker(self, name: str, number: int, limits: SessionLimits) -> Broker:

@@ -1,7 +1,7 @@
 """What decisions are made of: the view of one worker, and the actions that are to be done.
 
-Pure data, used by the pool and by every broker; the reactor executes the actions. The state of a
-worker changes by the table of :mod:`soloist.protocol.transitions`.
+Pure data, used by the pool and by every broker; ``workers.py`` carries the actions out. The state
+of a worker changes by the table of :mod:`soloist.protocol.transitions`.
 """
 
 from __future__ import annotations

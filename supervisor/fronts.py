@@ -9,6 +9,7 @@ nobody else waiting.
 
 from __future__ import annotations
 
+import functools
 import selectors
 from collections.abc import Callable
 
@@ -22,7 +23,7 @@ class Fronts:
     """All fronts of one Supervisor.
 
     Args:
-        selector: tells when a socket was readable; gives the front as ``data``.
+        selector: tells when a socket was readable; calls what it is given as ``data``.
         endpoint_of: the address for a session's number.
         max_sockets: most sockets at a time.
         max_frame_bytes: largest frame that a peer may send.
@@ -77,7 +78,9 @@ class Fronts:
             on_sent=self._wet.add,
             timeout_s=self._timeout_s,
         )
-        self._selector.register(channel.fileno(), selectors.EVENT_READ, front)
+        self._selector.register(
+            channel.fileno(), selectors.EVENT_READ, functools.partial(self.wake, front)
+        )
         self._all.add(front)
         self._wet.add(front)
         return front
@@ -90,7 +93,9 @@ class Fronts:
         front.channel.close()
 
     def close(self) -> None:
-        """End the context; all sockets are closed by then."""
+        """Close every socket that is left, and the context."""
+        for front in tuple(self._all):
+            self.shut(front)
         self._context.close()
 
     def wake(self, front: Front) -> None:

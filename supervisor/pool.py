@@ -1,7 +1,7 @@
 """Which worker gets which request: the pool's decisions, without any I/O.
 
 Owns the queue, the pool's view of each worker, and the requests that failed and wait for another
-attempt. Events change these three collections and *return* what is to be done; the reactor does
+attempt. Events change these three collections and *return* what is to be done; the I/O thread does
 it. The clock comes in with every call.
 
 Invariants: a worker holds at most one claimed lease; a request stands in the queue, in exactly

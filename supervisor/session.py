@@ -167,7 +167,7 @@ class _Handle:
 
     def stats(self) -> SessionStats | None:
         """A consistent, immutable snapshot; ``None`` once the session is over."""
-        return self._intake.reactor.session_stats(self._number)
+        return self._intake.reactor.session_stats(self._number).result()
 
     @property
     def incarnation(self) -> int:

@@ -151,7 +151,7 @@ def test_a_saturated_workers_ledger_stays_small():
         largest = 0
         for result in sup.imap(["a"] * 1500):
             if result.index % 50 == 0:
-                for process in sup._reactor._processes.values():
+                for process in sup._reactor._thread.workers._processes.values():
                     largest = max(largest, os.fstat(process.ledger.outcomes).st_size)
     # All answers together are 75 MB. What waits at a worker, twice, and 1 MiB may stand there.
     assert largest < 2 * pool.MAX_BATCH * 50_000 + 2**21

@@ -122,8 +122,9 @@ class TestMemory:
     def test_one_that_has_not_grown_stays(self):
         with Supervisor(1, client=pid_of, max_memory_bytes=10_000 * MIB) as sup:
             looks = []
-            measured = sup._reactor._pool.measured
-            sup._reactor._pool.measured = lambda *report: looks.append(report) or measured(*report)
+            pool = sup._reactor._thread._pool
+            measured = pool.measured
+            pool.measured = lambda *report: looks.append(report) or measured(*report)
             sup.map(["p"])
             eventually(lambda: looks)
             assert looks[0][1] > MIB
@@ -137,7 +138,7 @@ class TestMemory:
     def test_an_idle_pool_is_not_looked_at(self):
         with Supervisor(1, client=pid_of, max_memory_bytes=10_000 * MIB) as sup:
             sup.map(["p"])
-            eventually(lambda: sup._reactor._watch.next_round() == float("inf"))
+            eventually(lambda: sup._reactor._thread.workers.watch.next_round() == float("inf"))
 
 
 ECHO = {"recall_on": "recall", "resumable": True}

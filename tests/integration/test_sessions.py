@@ -25,6 +25,7 @@ from soloist import (
     SupervisorClosed,
     WorkerLost,
 )
+from soloist.supervisor import oneshot
 from tests import session_load as load
 from tests import stand_in
 from tests.support import LIMIT_S, eventually
@@ -392,7 +393,16 @@ class TestOwned:
         eventually(lambda: not psutil.pid_exists(pid))
 
 
+@pytest.fixture
+def forgets_one_shots():
+    """Else their workers stay for the next call, and for other tests to find."""
+    yield
+    while oneshot._supervisors:
+        oneshot._supervisors.popitem()[1].close()
+
+
 class TestOneShot:
+    @pytest.mark.usefixtures("forgets_one_shots")
     def test_every_call_is_a_new_conversation(self):
         for prompt in ("a", "b"):
             *_, result = soloist.query(prompt)

@@ -365,7 +365,7 @@ def test_who_waits_for_a_restart_hears_of_the_end_of_the_io_thread(caplog):
     assert not sup.restart(0.05)
     waits = threading.Thread(target=sup.restart)
     waits.start()
-    eventually(lambda: len(sup._reactor._roll_waiters) == 2)
+    eventually(lambda: len(sup._reactor._thread._roll_waiters) == 2)
 
     def fail():
         raise KeyError("a defect")

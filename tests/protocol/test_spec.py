@@ -9,7 +9,7 @@ import pytest
 
 from soloist.protocol import codec, content, errors, public
 from soloist.protocol.transitions import REQUEST
-from soloist.supervisor import broker_channel, reactor
+from soloist.supervisor import broker_channel, io_thread
 from tests.support import ROOT
 
 SPEC = (ROOT / "protocol" / "SPEC.md").read_text()
@@ -133,7 +133,7 @@ def test_the_limits_are_those_of_the_code():
     assert numbers == {
         "an id": [public.ID_BYTES],
         "a prompt": [codec.MAX_PAYLOAD_BYTES],
-        "a frame from a client": [reactor._FRAME_ROOM_BYTES],
+        "a frame from a client": [io_thread.FRAME_ROOM_BYTES],
         "nesting of a message from a client": [codec.MAX_DEPTH],
         "nesting of a message of the conversation": [codec.MAX_DEPTH],
         "an envelope": [public.MAX_ENVELOPE_FRAMES, public.MAX_ENVELOPE_BYTES],

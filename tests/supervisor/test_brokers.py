@@ -585,8 +585,6 @@ class TestEndOfTheSupervisor:
         assert world.brokers.alive == 0
         assert {idle, lost} & alive <= {idle}
         world.brokers.give_up()
-        world.brokers.close_fronts()
-        assert all(front.is_closed for front in world.fronts)
 
     def test_a_session_that_waits_to_be_replaced_ends_at_once(self):
         world = World()

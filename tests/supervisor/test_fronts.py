@@ -1,6 +1,7 @@
 """The sockets of shared sessions: a report that comes too late, and who is looked at when."""
 
 import selectors
+from pathlib import Path
 
 import pytest
 import zmq
@@ -52,4 +53,9 @@ def test_what_a_peer_sends_is_taken_once(fronts):
         assert b"protocol_error" in peer.recv()
     fronts.take()
     assert not fronts.has_input()
-    fronts.shut(front)
+
+
+def test_those_that_are_left_at_the_end_are_closed(fronts):
+    left = [fronts.open(FakeBroker(number)) for number in range(3)]
+    fronts.close()  # would wait for ever for a socket that is open
+    assert not any(Path(front.endpoint.removeprefix("ipc://")).exists() for front in left)

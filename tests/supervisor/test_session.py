@@ -85,9 +85,10 @@ class FakeReactor:
         return self.closing
 
     def session_stats(self, number):
-        if self.state is None:
-            return None
-        return SessionStats("talk", self.state, 3, "", 0, 1, 4711)
+        stats = Future()
+        known = None if self.state is None else SessionStats("talk", self.state, 3, "", 0, 1, 4711)
+        stats.set_result(known)
+        return stats
 
     def command(self, number, name, arguments):
         self.commands.append((number, name, arguments))

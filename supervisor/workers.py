@@ -1,0 +1,477 @@
+"""The workers as processes: what was decided is done to them, what they say reaches who decides.
+
+Owns each worker's process handle, what came of it before that was known, and the socket to all of
+them. Decides nothing: who decides for a worker is its crew, the pool or the broker of a session.
+On the I/O thread.
+
+Invariants: a worker is forgotten only after everything it said, on the channel and in its ledger,
+has been read; what one fork said is never taken for the word of another.
+"""
+
+from __future__ import annotations
+
+import itertools
+import selectors
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeAlias
+
+from soloist.protocol.errors import (
+    ClientConnectError,
+    RemoteProtocolError,
+    RequestCancelled,
+    SlowReader,
+    SoloistError,
+    WorkerLost,
+    from_info,
+)
+from soloist.protocol.messages import (
+    Answer,
+    Broken,
+    Command,
+    Control,
+    ControlReply,
+    Done,
+    Failure,
+    Loaded,
+    Ping,
+    Pong,
+    Ready,
+    Refused,
+    Snapshot,
+    Streamed,
+    WireMessage,
+)
+from soloist.protocol.messages import Interrupt as InterruptMessage
+from soloist.protocol.messages import Stop as StopMessage
+from soloist.protocol.transitions import WorkerState
+from soloist.supervisor import events
+from soloist.supervisor.broker import Broker
+from soloist.supervisor.brokers import Brokers
+from soloist.supervisor.calls import Calls
+from soloist.supervisor.channel import Channel
+from soloist.supervisor.crew import (
+    Action,
+    Dispatch,
+    Ended,
+    Inspect,
+    Interrupt,
+    Kill,
+    Retried,
+    Revoke,
+    Settle,
+    Spawn,
+    Stop,
+    Tell,
+    Wedged,
+    Worker,
+    last_words,
+)
+from soloist.supervisor.health import is_expected
+from soloist.supervisor.inbox import Inbox
+from soloist.supervisor.output import Outputs
+from soloist.supervisor.pool import Pool
+from soloist.supervisor.process import Spawner, WorkerProcess
+from soloist.supervisor.reports import Reports
+from soloist.supervisor.request import Request
+from soloist.supervisor.watch import Watch
+
+Crew: TypeAlias = Pool | Broker
+"""Who decides for a worker."""
+Said: TypeAlias = Sequence[WireMessage | RemoteProtocolError]
+"""What a worker sent together; what was no message is the error that says so."""
+
+
+def _is_outcome(message: object) -> bool:
+    return type(message) is Answer or type(message) is Failure
+
+
+class Workers:
+    """Every worker of one Supervisor, the pool's and the sessions'.
+
+    Args:
+        pool: decides for the workers below its size.
+        brokers: decide for the others.
+        calls: what passes beside the turns.
+        report: logs events.
+        inbox: has something done on this thread.
+        cancel: ends a request early, with an error.
+        wedge_after_s: how long a worker's event loop may be blocked; ``None`` for no limit.
+        is_measured: whether the memory of workers matters.
+
+    Attributes:
+        first: done when the first worker has loaded the user's code, or failed.
+        counts: how many requests had which kind of outcome.
+        reports: tells what happens.
+        watch: sees who makes no progress.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        brokers: Brokers,
+        *,
+        calls: Calls,
+        report: Callable[..., None],
+        inbox: Inbox,
+        cancel: Callable[[Request, SoloistError], None],
+        wedge_after_s: float | None,
+        is_measured: bool,
+    ) -> None:
+        self._pool = pool
+        self._brokers = brokers
+        self._calls = calls
+        self.reports = Reports(report, self._worker)
+        self._inbox = inbox
+        self._cancel = cancel
+        self.first: Future[None] = Future()
+        self.counts = {"answered": 0, "failed": 0, "cancelled": 0}
+        self._processes: dict[int, WorkerProcess] = {}
+        self._early: dict[int, list[tuple[int, Said]]] = {}
+        self.watch = Watch(
+            wedge_after_s,
+            expected=self._expected,
+            processes=self._processes,
+            ping=self._ping,
+            wedged=self._wedged,
+            measured=self._measured if is_measured else None,
+            post=inbox.post,
+        )
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            Dispatch: self._do_dispatch,
+            Spawn: self._do_spawn,
+            Revoke: self._do_revoke,
+            Inspect: self._do_inspect,
+            Interrupt: self._do_interrupt,
+            Stop: self._do_stop,
+            Kill: self._lose_patience,
+            Retried: lambda action: self.reports.retried(action.request),
+            Ended: self._session_ended,
+            Tell: self._do_tell,
+        }
+        self._hearers: dict[type, Callable[[Crew, int, Any], None]] = {
+            Streamed: self._streamed,
+            Loaded: self._loaded,
+            Ready: self._ready,
+            Broken: self._broken,
+            Snapshot: lambda crew, number, message: crew.snapshot(number, message.data),
+            Control: self._question,
+            Pong: lambda *_: None,  # that it came was the news
+            Done: self._replied,
+            Refused: self._replied,
+        }
+
+    def open(
+        self,
+        selector: selectors.BaseSelector,
+        channel: Channel,
+        outputs: Outputs,
+        spawner: Spawner,
+    ) -> None:
+        """Begin; nothing else may be called before.
+
+        Args:
+            selector: what it is given as ``data`` is called when there is something to read.
+            channel: the socket to all workers.
+            outputs: what workers print.
+            spawner: starts processes.
+        """
+        self._selector = selector
+        self._channel = channel
+        self._outputs = outputs
+        self._spawner = spawner
+
+    def close(self) -> None:
+        """Forget every process, whatever has become of it."""
+        for process in self._processes.values():
+            self._outputs.finish(process.output)
+            process.close()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to every process."""
+        for process in self._processes.values():
+            process.signal(number)
+
+    # -- what was decided ------------------------------------------------------------------------
+
+    def execute(self, actions: Iterable[Action]) -> None:
+        """Carry out what was decided."""
+        for action in actions:
+            if type(action) is Settle:  # by far the most frequent
+                self._do_settle(action)
+            else:
+                self._handlers[type(action)](action)
+
+    def execute_all(self, decide: Callable[..., list[Action]], *event: Any) -> None:
+        """Carry out what ``decide`` says; after a revocation it decides on what is known then."""
+        while actions := decide(*event):
+            self.execute(actions)
+            if not any(type(action) in {Revoke, Inspect} for action in actions):
+                return
+
+    def _do_settle(self, action: Settle) -> None:
+        request, outcome = action
+        if type(outcome) is Answer:
+            self.counts["answered"] += 1
+        elif type(outcome) is RequestCancelled:
+            self.counts["cancelled"] += 1
+        else:
+            self.counts["failed"] += 1
+            self.reports.failed(request, outcome)
+        request.settle(outcome)
+
+    def _do_dispatch(self, action: Dispatch) -> None:
+        process = self._processes[action.number]
+        self.watch.expect()
+        process.ledger.grant(action.run.leases)
+        # If it is gone its exit is about to be seen, and then what it did not claim waits again.
+        self._channel.send(process.number, process.life, action.run)
+
+    def _do_spawn(self, action: Spawn) -> None:
+        self.watch.expect()
+        self.reports.spawning(action.number)
+        self._spawner.spawn(action)
+
+    def _do_revoke(self, action: Revoke) -> None:
+        process = self._processes[action.number]
+        self._crew(action.number).revoked(action.number, process.ledger.take_back())
+
+    def _do_inspect(self, action: Inspect) -> None:
+        crew = self._crew(action.number)
+        self._hear(crew, action.number, self._processes[action.number].ledger.read())
+
+    def _do_interrupt(self, action: Interrupt) -> None:
+        process = self._processes[action.number]
+        message = InterruptMessage(action.lease)
+        self.reports.worker(action.number, events.TURN_INTERRUPTED, lease=action.lease)
+        self._channel.send(process.number, process.life, message)
+
+    def _do_stop(self, action: Stop) -> None:
+        self.watch.expect()
+        process = self._processes.get(action.number)
+        if process is None:
+            return  # it is killed as soon as it is known
+        if not self._channel.send(process.number, process.life, StopMessage()):
+            process.signal(signal.SIGKILL)  # it has not even connected
+
+    def _lose_patience(self, action: Kill) -> None:
+        if not self._worker(action.number).wedged:  # that has been reported
+            self.reports.worker(action.number, events.WORKER_KILLED)
+        self._do_kill(action)
+
+    def _do_kill(self, action: Kill) -> None:
+        process = self._processes.get(action.number)
+        if process is not None:  # else it is killed as soon as it is known
+            process.signal(signal.SIGKILL)
+
+    def _do_tell(self, action: Tell) -> None:
+        self.watch.expect()
+        process = self._processes[action.number]
+        message = Command(action.call, action.name, action.arguments)
+        self._channel.send(process.number, process.life, message)
+
+    def _session_ended(self, action: Ended) -> None:
+        self._calls.lost(action.number, None)
+        self.reports.forget(action.number)
+        self._brokers.ended(action)
+
+    # -- what workers say ------------------------------------------------------------------------
+
+    def take(self) -> None:
+        """Take in everything that has come on the channel."""
+        while (received := self._channel.receive()) is not None:
+            number, life, messages = received
+            crew = self._owner(number)
+            worker = None if crew is None else crew.workers.get(number)
+            if crew is None or worker is None:
+                continue
+            process = self._processes.get(number)
+            if process is None:
+                self._early.setdefault(number, []).append((life, messages))
+            elif process.life == life:  # else an earlier one's last words
+                worker.heard_at = time.monotonic()
+                self._hear(crew, number, messages)
+
+    def _hear(self, crew: Crew, number: int, messages: Iterable[Any]) -> None:
+        """Take in what one worker said, outcomes that follow each other together."""
+        for is_outcome, group in itertools.groupby(messages, _is_outcome):
+            if is_outcome:
+                self.execute(crew.answered(number, group, time.monotonic()))
+                self.watch.answered(number, crew.workers[number].incarnation)
+            else:
+                for message in group:
+                    self._hear_one(crew, number, message)
+
+    def _hear_one(
+        self, crew: Crew, number: int, message: WireMessage | RemoteProtocolError
+    ) -> None:
+        hearer = self._hearers.get(type(message))
+        if hearer is not None:
+            hearer(crew, number, message)
+        else:
+            self.reports.worker(number, events.WORKER_BROKE_PROTOCOL, error=str(message))
+            self._do_kill(Kill(number))
+
+    def _loaded(self, crew: Crew, number: int, message: Loaded) -> None:
+        self.reports.loaded(number)
+        crew.loaded(number, message.pid, is_interruptible=message.is_interruptible)
+        self.first_is(None)
+
+    def _ready(self, crew: Crew, number: int, message: Ready) -> None:
+        del message
+        self.reports.worker(number, events.WORKER_READY)
+        self.execute(crew.ready(number))
+
+    def _broken(self, crew: Crew, number: int, message: Broken) -> None:
+        error = from_info(message.error)
+        self.first_is(None if message.is_loaded else error)
+        self.reports.broken(number, error)
+        self.execute(crew.broken(number, error))
+
+    def _streamed(self, crew: Crew, number: int, message: Streamed) -> None:
+        leases = crew.workers[number].leases
+        if not leases or leases[0].lease != message.lease or leases[0].outcome is not None:
+            return
+        request = leases[0]
+        if not request.sink.stream(request, message.message):
+            self._cancel(request, SlowReader("the reader of the stream fell too far behind"))
+
+    # -- beside the turns ------------------------------------------------------------------------
+
+    def command(self, number: int, name: str, arguments: bytes, done: Future[None]) -> None:
+        """Have a method of a session's client called; ``done`` gets the reply.
+
+        Raises:
+            SoloistError: the session is over.
+        """
+        self.execute(self._calls.command(self._brokers.touch(number), name, arguments, done))
+
+    def _replied(self, crew: Crew, number: int, reply: Done | Refused) -> None:
+        del number
+        self._calls.done(reply)
+        if isinstance(crew, Broker):
+            crew.replied(reply.number)
+
+    def _question(self, crew: Crew, number: int, asked: Control) -> None:
+        process = self._processes[number]
+
+        def reply(answer: ControlReply) -> None:
+            self._inbox.post(lambda: self._do_reply(process, answer))
+
+        self._calls.question(crew, number, asked, reply)
+
+    def _do_reply(self, process: WorkerProcess, answer: ControlReply) -> None:
+        if self._processes.get(process.number) is process:
+            self._channel.send(process.number, process.life, answer)
+
+    # -- processes come and go -------------------------------------------------------------------
+
+    def spawned(self, process: WorkerProcess) -> None:
+        """A process that was ordered lives."""
+        number = process.number
+        if self._inbox.is_closed.is_set():
+            process.signal(signal.SIGKILL)
+            process.close()
+            return
+        self._processes[number] = process
+        self._selector.register(
+            process.fileno(), selectors.EVENT_READ, lambda: self._exited(process)
+        )
+        self._outputs.add(process.output)
+        self.reports.worker(number, events.WORKER_SPAWNED, pid=process.pid)
+        crew = self._crew(number)
+        if crew.workers[number].state is WorkerState.STOPPING:  # nobody wants it any more
+            process.signal(signal.SIGKILL)
+        for life, messages in self._early.pop(number, ()):
+            if life == process.life:
+                self._hear(crew, number, messages)
+
+    def spawn_failed(self, number: int, error: SoloistError) -> None:
+        """The system, or the helper, refused to start a process."""
+        self._early.pop(number, None)
+        if self._inbox.is_closed.is_set():
+            return
+        self.reports.not_started(number, error)
+        crew = self._crew(number)
+        actions = crew.spawn_failed(number, error, time.monotonic())
+        self._calls.lost(number, None, untold=crew.untold)
+        self.first_is(error)
+        self.execute(actions)
+
+    def _exited(self, process: WorkerProcess) -> None:
+        """A process has ended: read all it left, then let its crew decide."""
+        self._selector.unregister(process.fileno())
+        self.take()
+        number = process.number
+        crew = self._crew(number)
+        self._hear(crew, number, process.ledger.read())
+        unclaimed = process.ledger.take_back()
+        stderr = self._outputs.finish(process.output)
+        exitcode = process.exitcode()
+        self.reports.exited(number, process.pid, exitcode)
+        del self._processes[number]
+        process.close()
+        actions = crew.exited(number, exitcode, unclaimed, time.monotonic(), stderr)
+        self._calls.lost(number, exitcode, stderr, untold=crew.untold)
+        self.execute(actions)
+        if not self.first.done():
+            text = f"the first worker died while it loaded the client (code {exitcode})"
+            self.first_is(WorkerLost(text + last_words(stderr), exitcode=exitcode, stderr=stderr))
+
+    def first_is(self, error: SoloistError | None) -> None:
+        """The first worker has loaded the user's code, or it cannot; heard twice is once."""
+        if self.first.done():
+            return
+        if error is None:
+            self.first.set_result(None)
+        else:
+            self.first.set_exception(error)
+
+    # -- who makes no progress, who grows --------------------------------------------------------
+
+    def _expected(self) -> Iterator[Worker]:
+        """The workers that have something to do."""
+        owers = self._calls.owers()
+        for crew in (self._pool, *self._brokers):
+            for number, worker in crew.workers.items():
+                if is_expected(worker) or number in owers:
+                    yield worker
+
+    def _ping(self, number: int) -> None:
+        process = self._processes[number]
+        self._channel.send(process.number, process.life, Ping())
+
+    def _wedged(self, wedged: Wedged) -> None:
+        """End a worker that makes no progress; a client that blocks in connect cannot start."""
+        number = wedged.number
+        crew = self._owner(number)
+        worker = None if crew is None else crew.workers.get(number)
+        if crew is None or worker is None or worker.incarnation != wedged.incarnation:
+            return  # it has just gone
+        self.reports.worker(number, events.WORKER_WEDGED, reason=wedged.reason)
+        if wedged.is_blocked and worker.state is WorkerState.CONNECTING:
+            error = ClientConnectError(f"the client does not connect: {wedged.reason}")
+            self.execute(crew.broken(number, error))
+        self.execute(crew.wedged(number, wedged.reason))
+
+    def _measured(self, number: int, tree_rss_bytes: int) -> None:
+        crew = self._crew(number)
+        self.execute(crew.measured(number, tree_rss_bytes, time.monotonic()))
+
+    # -- who decides -----------------------------------------------------------------------------
+
+    def _owner(self, number: int) -> Crew | None:
+        """Who decides for the worker of that number; a broker is asked to decide soon."""
+        return self._pool if number < self._pool.size else self._brokers.touch(number)
+
+    def _crew(self, number: int) -> Crew:
+        """Who decides for a worker that there is."""
+        crew = self._owner(number)
+        assert crew is not None
+        return crew
+
+    def _worker(self, number: int) -> Worker:
+        """The view of a worker that there is."""
+        return self._crew(number).workers[number]
