@@ -9,8 +9,8 @@ Measures the round trip of an echo request of 100 bytes, one at a time:
 - socket: a raw DEALER on the session's endpoint, against F2;
 - many: the same as socket with 500 shared sessions open, against one open.
 
-The contestants take turns (A B C A B C ...), a few hundred requests each, and what counts is the
-median of each round's ratio. Every answer is checked.
+The contestants take turns (A B C A B C ...), each after its floor, a few hundred requests each,
+and what counts is the median of each round's ratio. Every answer is checked.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def main() -> None:
 
         with peer(alone.endpoint) as socket, peer(among[SESSIONS // 2].endpoint) as crowded:
             contestants = {
-                "F1": one_hop, "F2": two_hops, "thread": thread, "socket": socket, "many": crowded,
+                "F1": one_hop, "thread": thread, "F2": two_hops, "socket": socket, "many": crowded,
             }  # fmt: skip
             for call in contestants.values():
                 seconds(call, 200)

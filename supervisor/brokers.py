@@ -329,7 +329,9 @@ class Brokers:
 
     def _notice(self, number: int, broker: Broker) -> None:
         """Report what has become of a session, each thing once."""
-        seen, incarnation = self._seen[number], broker.incarnation
+        seen, incarnation, error = self._seen[number], broker.incarnation, broker.refusal
+        if incarnation == seen.incarnation and error is None:  # by far the most frequent
+            return
         fields = {"session": broker.name, "worker": number}
         if broker.state in _CONNECTED and incarnation > seen.incarnation:
             seen.incarnation = incarnation
@@ -338,7 +340,6 @@ class Brokers:
         if broker.was_idle and not seen.was_idle:
             seen.was_idle = True
             self._report(events.SESSION_IDLE, **fields)
-        error = broker.refusal
         if isinstance(error, SessionLost | RestartLimitReached) and not seen.was_lost:
             seen.was_lost = True
             self._report(events.SESSION_LOST, **fields, code=error.code, error=str(error))

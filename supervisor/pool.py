@@ -410,10 +410,12 @@ class Pool:
                 timeout = RequestTimeout("the deadline passed in the queue", started=False)
                 actions.append(self._fail(request, timeout))
             self._deadlines.pop()
-        for worker in list(self._interrupting.values()):
+        for worker in list(self._interrupting.values()) if self._interrupting else ():
             if worker.interrupt_by is not None and worker.interrupt_by <= now:
                 actions += self._kill(worker)
-        return actions + self._roll_on(now) + self._stop_spent(now)
+        if self._roll.is_active:
+            actions += self._roll_on(now)
+        return actions + self._stop_spent(now) if self._spent else actions
 
     def next_deadline(self) -> float:
         """When ``assign`` and ``expire`` want to be called if nothing happens; may be never."""
@@ -585,7 +587,7 @@ class Pool:
 
     def _roll_on(self, now: float) -> list[Action]:
         """Let those go whose turn has come in a restart of all."""
-        if self._roll.is_active and self._restart.is_exhausted(now):
+        if self._restart.is_exhausted(now):
             reason = f"the new workers cannot start: {self._restart.describe()}"
             self._roll.end(RestartLimitReached(f"{reason}; the last: {self._last_failure}"))
         actions: list[Action] = []

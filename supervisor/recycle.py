@@ -184,6 +184,8 @@ class Gate:
 
     def called(self) -> list[int]:
         """Who has waited and may enter now; who wants it no more need not."""
+        if not self._waiting:
+            return []
         called = list(self._waiting)[: self._places - len(self._out)]
         for number in called:
             del self._waiting[number]
