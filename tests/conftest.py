@@ -1,6 +1,15 @@
-"""A test run in a shell's background ignores SIGINT, and so would all that the tests start."""
+"""How the tests run: on how many processes, and with a SIGINT that is heard.
 
+A run in a shell's background ignores SIGINT, and so would all that the tests start.
+"""
+
+import os
 import signal
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_xdist_auto_num_workers():
+    """One process more than there are processors: the tests spend a third of their time waiting."""
+    return (os.cpu_count() or 1) + 1
