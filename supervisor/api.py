@@ -36,7 +36,7 @@ from soloist.supervisor.response import Response
 from soloist.supervisor.restart import RestartPolicy, longest_delay_s
 from soloist.supervisor.results import Result, Stats
 from soloist.supervisor.retry import Retry
-from soloist.supervisor.session import Session, SharedSession
+from soloist.supervisor.session import Session, SharedSession, abandon
 from soloist.supervisor.shutdown import Phase
 from soloist.supervisor.window import Window
 
@@ -355,9 +355,12 @@ class Supervisor:
         """
         ready: Future[None] = Future()
         address = self._reactor.open_session("", SessionLimits(1, None), ready).result()
-        session = Session(self._intake, address, self)
-        ready.result()
-        return session
+        try:
+            ready.result()
+        except BaseException:  # also Ctrl-C
+            abandon(self._reactor, address.number)
+            raise
+        return Session(self._intake, address, self)
 
     def shared(
         self, name: str, *, max_queue: int = 1_000, idle_timeout_s: float | None = None

@@ -18,7 +18,7 @@ from typing import Any, Self
 from unittest import mock
 
 from soloist.protocol.messages import Answer, Failure, Interrupt, Run, Stop
-from soloist.supervisor import channel, process, reactor, request
+from soloist.supervisor import channel, io_thread, process, request
 from tests.faults.steps import IN_SUPERVISOR, SIGNALS, Action, Fault, Orders, Step, delay
 
 _DEATH_MS = 5_000
@@ -67,8 +67,8 @@ class Taps:
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as ends:
             patch = mock.patch.object
-            ends.enter_context(patch(reactor, "Channel", self._channel_class()))
-            ends.enter_context(patch(reactor, "Spawner", self._spawner_class()))
+            ends.enter_context(patch(io_thread, "Channel", self._channel_class()))
+            ends.enter_context(patch(io_thread, "Spawner", self._spawner_class()))
             ends.enter_context(patch(request.Request, "settle", self._settle_method()))
             ends.callback(self.forget_workers)
             self._ends = ends.pop_all()

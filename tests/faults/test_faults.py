@@ -66,9 +66,9 @@ def test_a_worker_that_has_worked_is_replaced_at_once():
 
 
 def test_the_taps_leave_no_trace():
-    from soloist.supervisor import reactor, request
+    from soloist.supervisor import io_thread, request
 
-    before = reactor.Channel, reactor.Spawner, request.Request.settle
+    before = io_thread.Channel, io_thread.Spawner, request.Request.settle
     with Taps(lambda *_: None):
-        assert (reactor.Channel, reactor.Spawner, request.Request.settle) != before
-    assert (reactor.Channel, reactor.Spawner, request.Request.settle) == before
+        assert (io_thread.Channel, io_thread.Spawner, request.Request.settle) != before
+    assert (io_thread.Channel, io_thread.Spawner, request.Request.settle) == before

@@ -7,7 +7,7 @@ import threading
 
 from soloist import Supervisor
 from soloist.protocol.messages import Ready
-from soloist.supervisor import process, reactor
+from soloist.supervisor import io_thread, process
 from tests.support import LIMIT_S
 
 
@@ -17,7 +17,7 @@ def test_a_helper_that_dies_while_it_forks_costs_nothing(monkeypatch):
     finish = process._Fork.finish
     ghosts = []
 
-    class Channel(reactor.Channel):
+    class Channel(io_thread.Channel):
         def receive(self):
             received = super().receive()
             if received is not None and any(type(m) is Ready for m in received[2]):
@@ -34,7 +34,7 @@ def test_a_helper_that_dies_while_it_forks_costs_nothing(monkeypatch):
             raise EOFError("as from a helper that died")
         return worker
 
-    monkeypatch.setattr(reactor, "Channel", Channel)
+    monkeypatch.setattr(io_thread, "Channel", Channel)
     monkeypatch.setattr(process._Fork, "finish", first_fails)
     with Supervisor(1) as sup:
         assert [r.text for r in sup.map(["a", "b"], timeout_s=LIMIT_S)] == ["a", "b"]

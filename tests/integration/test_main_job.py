@@ -452,8 +452,16 @@ class TestSubmit:
             for finished in concurrent.futures.as_completed(futures, timeout=30):
                 assert finished.result().text == futures[finished]
 
-    def test_callbacks_do_not_run_on_the_io_thread_and_may_submit(self):
-        with Supervisor(size=1, client=upper) as sup:
+    def test_callbacks_do_not_run_on_the_io_thread_and_may_submit(self, tmp_path):
+        gate = tmp_path / "gate"
+        os.mkfifo(gate)
+
+        def wait(prompt):
+            if prompt == "a":
+                gate.read_bytes()
+            return prompt.upper()
+
+        with Supervisor(size=1, client=wait) as sup:
             found = deque()
             done = threading.Event()
 
@@ -463,6 +471,7 @@ class TestSubmit:
                 done.set()
 
             sup.submit("a").add_done_callback(again)
+            gate.write_bytes(b"x")
             assert done.wait(30)
             assert list(found) == ["soloist-callbacks", "B"]
 
