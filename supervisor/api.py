@@ -312,7 +312,7 @@ class Supervisor:
             QueueFull: ``max_pending`` requests have no outcome yet.
             InvalidPrompt, PayloadTooLarge: the prompt cannot be sent.
             InvalidOptions: ``timeout_s`` is no number of seconds.
-            SupervisorClosed: closed. While draining it is the future that fails so.
+            SupervisorClosed: closed, or closing. After ``drain`` it is the future that fails so.
         """
         return self._intake.future(prompt, timeout_s, self)
 

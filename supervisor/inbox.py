@@ -37,6 +37,7 @@ class Inbox:
         self.is_closed = threading.Event()
         self._items: deque[Item] = deque()
         self._is_asleep = False
+        self._is_shut = False
         self._is_forked = False
         self._wake_r, self._wake_w = os.pipe()
         os.set_blocking(self._wake_r, False)
@@ -51,14 +52,19 @@ class Inbox:
         """Hand requests over.
 
         Raises:
-            SupervisorClosed: the thread has ended, or this process is a fork of its owner.
+            SupervisorClosed: ``shut``, the thread has ended, or this process is a fork of its
+                owner.
         """
-        if self.is_closed.is_set():
+        if self._is_shut or self.is_closed.is_set():
             raise SupervisorClosed("the Supervisor is closed", started=False)
         self._items.extend(requests)
         self._wake()
         if self.is_closed.is_set():  # it ended just now: nobody will look again
             self.refuse_rest()
+
+    def shut(self) -> None:
+        """Take no more requests: threads that never stop would hold the end up."""
+        self._is_shut = True
 
     def post(self, call: Callable[[], None]) -> None:
         """Have something done on the I/O thread, soon."""

@@ -45,6 +45,8 @@ from soloist.supervisor.workers import Workers
 
 FRAME_ROOM_BYTES = 1024 * 1024
 """What may stand in one frame beside an answer of the largest size: smaller ones, envelopes."""
+_MAX_TAKEN = 1024
+"""Items taken from the inbox in one turn; the rest in the next."""
 _LONGEST_SLEEP_S = 3600.0  # epoll counts in milliseconds, in 32 bits
 
 
@@ -226,7 +228,10 @@ class IOThread:
         return min(_LONGEST_SLEEP_S, max(0.0, due - time.monotonic()))
 
     def _take_inbox(self) -> None:
-        while (item := self._inbox.take()) is not None:
+        """Take in what callers have handed over, up to a bound: some may never stop."""
+        for _ in range(_MAX_TAKEN):
+            if (item := self._inbox.take()) is None:
+                return
             if type(item) is not Request:
                 item()  # type: ignore[operator]
             elif item.session == POOL:

@@ -116,7 +116,11 @@ class Reactor:
         return rolled
 
     def close(self, drain_s: float | None, *, at_least: Phase = Phase.DRAIN) -> None:
-        """Begin to close, or close faster; ``is_closed`` is set at the end."""
+        """Begin to close, or close faster; ``is_closed`` is set at the end.
+
+        From now on ``submit`` raises.
+        """
+        self.inbox.shut()
         self.inbox.post(lambda: self._thread.close(drain_s, at_least))
 
     def join(self) -> None:
@@ -135,7 +139,7 @@ class Reactor:
         """Hand requests over.
 
         Raises:
-            SupervisorClosed: the thread has ended, or this process is a fork of its owner.
+            SupervisorClosed: it is closing, or this process is a fork of its owner.
         """
         self.inbox.submit(requests)
 

@@ -191,6 +191,19 @@ def with_a_callable_that_never_returns(scene):
     scene.ask("b")
 
 
+def with_threads_that_never_stop_submitting(scene):
+    sup = scene.start(max_pending=10**9)
+
+    def submit():
+        with contextlib.suppress(SupervisorClosed):
+            while True:
+                sup.submit("a")
+
+    for _ in range(2):
+        scene.in_thread(submit)
+    eventually(lambda: sup.stats().answered)
+
+
 SCENES = [
     starting,
     in_mid_turn,
@@ -203,6 +216,7 @@ SCENES = [
     amid_recycling,
     with_a_lost_session,
     with_a_callable_that_never_returns,
+    with_threads_that_never_stop_submitting,
 ]
 
 
