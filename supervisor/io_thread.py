@@ -47,6 +47,7 @@ FRAME_ROOM_BYTES = 1024 * 1024
 """What may stand in one frame beside an answer of the largest size: smaller ones, envelopes."""
 _MAX_TAKEN = 1024
 """Items taken from the inbox in one turn; the rest in the next."""
+_LOOK_EVERY_S = 0.001
 _LONGEST_SLEEP_S = 3600.0  # epoll counts in milliseconds, in 32 bits
 
 
@@ -110,6 +111,7 @@ class IOThread:
             is_measured=sessions.recycle.max_memory_bytes is not None,
         )
         self._watch = self.workers.watch
+        self._look_at = 0.0  # when it looks at its descriptors although it is busy
         self._shutdown: Shutdown | None = None
         self._idle_waiters: list[Future[None]] = []
         self._roll_waiters: list[Future[None]] = []
@@ -198,17 +200,22 @@ class IOThread:
         self.workers.open(self._selector, self._channel, outputs, spawner)
 
     def _turn(self) -> None:
-        """One turn: take in what there is, decide, then sleep until there is more."""
+        """One turn: take in what there is, decide, then sleep until there is more.
+
+        While there is always more it does not sleep, but looks at its descriptors now and then.
+        """
         self._take_inbox()
         self.workers.take()
         self._fronts.take()
         self._decide(time.monotonic())
-        if self._has_input() or self._is_over():
+        is_busy = self._has_input()
+        if self._is_over() or (is_busy and time.monotonic() < self._look_at):
             return
-        if not self._inbox.may_sleep():
+        if not (is_busy or self._inbox.may_sleep()):
             return
-        ready = self._selector.select(self._timeout())
+        ready = self._selector.select(0 if is_busy else self._timeout())
         self._inbox.has_woken()
+        self._look_at = time.monotonic() + _LOOK_EVERY_S
         for key, _ in ready:
             key.data()
 

@@ -157,6 +157,21 @@ def test_a_saturated_workers_ledger_stays_small():
     assert largest < 2 * pool.MAX_BATCH * 50_000 + 2**21
 
 
+def test_an_inbox_that_is_never_empty_leaves_time_for_the_rest():
+    is_over = threading.Event()
+    with Supervisor(size=1) as sup:
+
+        def again():
+            if not is_over.is_set():
+                sup._reactor.inbox.post(again)
+
+        sup._reactor.inbox.post(again)
+        try:
+            assert sup.submit("a").result(LIMIT_S).text == "a"
+        finally:
+            is_over.set()
+
+
 def test_the_constructor_leaves_nothing_when_it_fails():
     before = set(os.listdir("/proc/self/fd"))
     for _ in range(3):
