@@ -190,8 +190,8 @@ class IOThread:
             self._forkserver,
             template,
             on_spawned=lambda process: self._inbox.post(lambda: self.workers.spawned(process)),
-            on_failed=lambda *failure: self._inbox.post(
-                lambda: self.workers.spawn_failed(*failure)
+            on_failed=lambda number, error: self._inbox.post(
+                lambda: self.workers.spawn_failed(number, error)
             ),
         )
         ends.callback(spawner.join, HELPER_STOP_S)

@@ -425,7 +425,7 @@ class Spawner:
         forkserver: where they are forked from.
         template: what every worker of the pool is told, but for its identity.
         on_spawned: gets each started process; called on the spawner's thread.
-        on_failed: gets number, incarnation and error of each start that failed.
+        on_failed: gets number and error of each start that failed.
     """
 
     def __init__(
@@ -434,7 +434,7 @@ class Spawner:
         template: WorkerConfig,
         *,
         on_spawned: Callable[[WorkerProcess], None],
-        on_failed: Callable[[int, int, SoloistError], None],
+        on_failed: Callable[[int, SoloistError], None],
     ) -> None:
         self._forkserver = forkserver
         self._template = template
@@ -482,10 +482,10 @@ class Spawner:
         try:
             process = self._start(order, fork)
         except SoloistError as error:
-            self._on_failed(order.number, order.incarnation, error)
+            self._on_failed(order.number, error)
         except Exception as error:  # noqa: BLE001 - whatever the system refuses
             lost = WorkerLost(f"no worker could be started: {error!r}", started=False)
-            self._on_failed(order.number, order.incarnation, lost)
+            self._on_failed(order.number, lost)
         else:
             self._on_spawned(process)
 

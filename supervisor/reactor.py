@@ -88,6 +88,7 @@ class Reactor:
         except BaseException:
             self.close(0.0, at_least=Phase.KILL)
             self.is_closed.wait()
+            self.join()
             raise
 
     def drain(self) -> Future[None]:
