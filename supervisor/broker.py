@@ -191,6 +191,8 @@ class Broker:
 
         The caller of a running request learns of the end when its turn has been drained.
         """
+        if not request.order:  # it was never taken in
+            return []
         if request.state is RequestState.QUEUED:
             never = error or RequestCancelled("the request was cancelled", started=False)
             return [self._settle(request, never)]

@@ -82,7 +82,11 @@ class Flow:
             request.settle(error)
             return
         self.window.put(request)
-        self._intake.submit(request)
+        try:
+            self._intake.submit(request)
+        except SoloistError as error:  # closed: it is not among the rest that is cancelled
+            request.settle(error)
+            raise
 
     def fill(self, source: Iterable[Prompt], *, is_brief: bool = False) -> bool:
         """Fill the window, which has room, from ``source``; was that the end of it?

@@ -184,6 +184,8 @@ class Pool:
         The caller of a running request learns of the end when its turn has been drained. A
         request that waits at a worker is revoked first; call again after ``revoked``.
         """
+        if not request.order:  # it was never taken in
+            return []
         if request.state in _WAITING:
             return [self._fail(request, error or RequestCancelled(_CANCELLED, started=False))]
         if request.state is not RequestState.LEASED:

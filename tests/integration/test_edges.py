@@ -157,6 +157,17 @@ def test_a_saturated_workers_ledger_stays_small():
     assert largest < 2 * pool.MAX_BATCH * 50_000 + 2**21
 
 
+def test_a_map_that_comes_too_late_is_refused_and_counts_for_nothing():
+    with Supervisor(size=1) as sup:
+        sup.map(["a"])
+        sup._reactor.inbox.shut()  # what closing does first
+        for _ in range(3):
+            with pytest.raises(SupervisorClosed):
+                sup.map(["b"])
+        stats = sup.stats()
+        assert (stats.queued, stats.running, stats.cancelled) == (0, 0, 0)
+
+
 def test_an_inbox_that_is_never_empty_leaves_time_for_the_rest():
     is_over = threading.Event()
     with Supervisor(size=1) as sup:

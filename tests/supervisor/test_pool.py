@@ -695,6 +695,13 @@ class TestCancel:
         assert world.decide() == []
         assert (world.pool.outstanding, world.pool.queued) == (0, 0)
 
+    def test_of_what_was_never_taken_in_is_nothing(self):
+        world = World()
+        never = Request("a", b"ta", None)
+        assert world.pool.cancel(never, world.now) == []
+        assert (world.pool.outstanding, world.pool.queued) == (0, 0)
+        assert never.outcome is None
+
     def test_while_it_waits_at_a_worker_it_is_taken_back_and_never_ran(self):
         world, worker, requests = batch_world(count=3)
         worker.claim()
