@@ -121,7 +121,7 @@ class Pool:
         self._recycle = RecyclePolicy() if recycle is None else recycle
         self._roll = Roll(size)
         self._deadlines = Deadlines()
-        self._order = itertools.count()
+        self._order = itertools.count(1)
         self._incarnations: dict[int, int] = {}
         self._last_failure: SoloistError | None = None
         self._closed: str | None = None

@@ -47,7 +47,7 @@ class Request:
     state = RequestState.QUEUED
     outcome: Outcome | None = None
     error: SoloistError | None = None  # what its caller hears once it is drained
-    order = 0  # position among all that the pool has taken in
+    order = 0  # position, from 1, among all that its pool or session has taken in
     worker = -1
     lease = 0
     attempts = 0

@@ -685,6 +685,12 @@ class TestDeath:
         assert world.outcome(request).text == "answer 0"
         assert world.decide()[-1].restore == b"[0]"
 
+    def test_cancelling_what_was_never_taken_in_is_nothing(self):
+        world = World()
+        never = Request("a", b"ta", None)
+        assert world.broker.cancel(never, world.now) == []
+        assert (world.broker.outstanding, world.broker.queued) == (0, 0)
+
     def test_a_cancelled_request_that_never_began_says_so(self):
         world = World()
         worker = world.up()

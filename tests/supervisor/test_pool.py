@@ -695,6 +695,13 @@ class TestCancel:
         assert world.decide() == []
         assert (world.pool.outstanding, world.pool.queued) == (0, 0)
 
+    def test_of_the_very_first_request_ends_it(self):
+        world = World()
+        (first,) = world.submit()
+        assert first.order == 1  # 0 says that one was never taken in
+        world.cancel(first)
+        assert isinstance(world.outcome(first), RequestCancelled)
+
     def test_of_what_was_never_taken_in_is_nothing(self):
         world = World()
         never = Request("a", b"ta", None)
