@@ -27,6 +27,7 @@ from soloist.supervisor.control import ControlDesk, Handler
 from soloist.supervisor.flow import Flow, result_or_error
 from soloist.supervisor.futures import Dispatcher, RequestFuture
 from soloist.supervisor.intake import Intake
+from soloist.supervisor.io_thread import IOThread
 from soloist.supervisor.pool import Pool
 from soloist.supervisor.process import HELPER_STOP_S, Forkserver, RunFolder, WorkerConfig
 from soloist.supervisor.rate import Limiter, RateLimit
@@ -520,7 +521,7 @@ def _start(
     )
     try:
         forkserver.ensure_running()
-        reactor = Reactor(
+        thread = IOThread(
             pool,
             folder,
             forkserver,
@@ -534,6 +535,7 @@ def _start(
         forkserver.stop(HELPER_STOP_S)
         folder.remove()
         raise
+    reactor = Reactor(thread)
     _open_reactors.add(reactor)
     reactor.start()
     return reactor

@@ -52,10 +52,9 @@ _LONGEST_SLEEP_S = 3600.0  # epoll counts in milliseconds, in 32 bits
 
 
 class IOThread:
-    """The thread of one Supervisor. But for ``start`` and ``join``, to be called on itself.
+    """The thread of one Supervisor; what others may call says so, the rest is called on itself.
 
     Args:
-        inbox: the way in for others.
         pool: its decisions.
         folder: the run folder; removed at the end.
         forkserver: where workers come from; stopped at the end.
@@ -66,13 +65,13 @@ class IOThread:
         wedge_after_s: how long a worker's event loop may be blocked; ``None`` for no limit.
 
     Attributes:
+        inbox: the way in for others.
         brokers: every session.
         workers: every worker.
     """
 
     def __init__(
         self,
-        inbox: Inbox,
         pool: Pool,
         folder: RunFolder,
         forkserver: Forkserver,
@@ -83,7 +82,7 @@ class IOThread:
         interrupt_grace_s: float,
         wedge_after_s: float | None,
     ) -> None:
-        self._inbox = inbox
+        self.inbox = Inbox()
         self._pool = pool
         self._folder = folder
         self._forkserver = forkserver
@@ -105,7 +104,7 @@ class IOThread:
             self.brokers,
             calls=self._calls,
             report=self._journal.report,
-            inbox=inbox,
+            inbox=self.inbox,
             cancel=lambda request, error: self.cancel([request], error),
             wedge_after_s=wedge_after_s,
             is_measured=sessions.recycle.max_memory_bytes is not None,
@@ -128,11 +127,17 @@ class IOThread:
     def start(self) -> None:
         """Start, with the first worker."""
         self._thread.start()
-        self._inbox.post(lambda: self.workers.execute([self._pool.start_worker()]))
+        self.inbox.post(lambda: self.workers.execute([self._pool.start_worker()]))
 
     def join(self) -> None:
         """Wait for its last steps."""
         self._thread.join(HELPER_STOP_S)
+
+    def disown(self) -> None:
+        """In a forked copy of the process: be closed, and touch nothing of the owner's."""
+        self.inbox.disown()
+        self._folder.disown()
+        self._forkserver.disown()
 
     # -- its turns -------------------------------------------------------------------------------
 
@@ -164,10 +169,10 @@ class IOThread:
         outputs = Outputs(self._journal)
         ends.callback(outputs.close)
         self._forkserver.hand_output_to(
-            lambda output: self._inbox.post(lambda: self._take_output(outputs, output))
+            lambda output: self.inbox.post(lambda: self._take_output(outputs, output))
         )
         for source, wake in (
-            (self._inbox.fileno(), self._inbox.clear),
+            (self.inbox.fileno(), self.inbox.clear),
             (self._channel.fileno(), self._channel.wake),
             (outputs.fileno(), outputs.read),
         ):
@@ -189,8 +194,8 @@ class IOThread:
         spawner = Spawner(
             self._forkserver,
             template,
-            on_spawned=lambda process: self._inbox.post(lambda: self.workers.spawned(process)),
-            on_failed=lambda number, error: self._inbox.post(
+            on_spawned=lambda process: self.inbox.post(lambda: self.workers.spawned(process)),
+            on_failed=lambda number, error: self.inbox.post(
                 lambda: self.workers.spawn_failed(number, error)
             ),
         )
@@ -211,17 +216,17 @@ class IOThread:
         is_busy = self._has_input()
         if self._is_over() or (is_busy and time.monotonic() < self._look_at):
             return
-        if not (is_busy or self._inbox.may_sleep()):
+        if not (is_busy or self.inbox.may_sleep()):
             return
         ready = self._selector.select(0 if is_busy else self._timeout())
-        self._inbox.has_woken()
+        self.inbox.has_woken()
         self._look_at = time.monotonic() + _LOOK_EVERY_S
         for key, _ in ready:
             key.data()
 
     def _has_input(self) -> bool:
         """Whether something has come that no descriptor will report."""
-        return bool(self._inbox) or self._fronts.has_input() or self._channel.has_input()
+        return bool(self.inbox) or self._fronts.has_input() or self._channel.has_input()
 
     def _is_over(self) -> bool:
         return self._shutdown is not None and self._shutdown.phase is Phase.DONE
@@ -237,7 +242,7 @@ class IOThread:
     def _take_inbox(self) -> None:
         """Take in what callers have handed over, up to a bound: some may never stop."""
         for _ in range(_MAX_TAKEN):
-            if (item := self._inbox.take()) is None:
+            if (item := self.inbox.take()) is None:
                 return
             if type(item) is not Request:
                 item()  # type: ignore[operator]
@@ -248,7 +253,7 @@ class IOThread:
 
     def _take_output(self, outputs: Outputs, output: Output) -> None:
         """A helper has started."""
-        if self._inbox.is_closed.is_set():
+        if self.inbox.is_closed.is_set():
             output.close()
         else:
             outputs.add(output)
@@ -398,7 +403,7 @@ class IOThread:
 
     def _after_the_end(self) -> None:
         """Tell everybody who may still wait."""
-        self._inbox.is_closed.set()
+        self.inbox.is_closed.set()
         self.workers.first_is(SupervisorClosed("the Supervisor is closed", started=False))
         for waiter in self._idle_waiters:
             waiter.set_result(None)
@@ -406,4 +411,4 @@ class IOThread:
         self._end_roll(None)
         self.brokers.give_up()
         self._calls.give_up(SupervisorClosed("the Supervisor is closed"))
-        self._inbox.close()
+        self.inbox.close()

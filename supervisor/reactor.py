@@ -15,12 +15,8 @@ from typing import Any, TypeVar
 
 from soloist.protocol import codec
 from soloist.protocol.errors import InvalidOptions, SupervisorClosed
-from soloist.supervisor.brokers import Address, SessionLimits, SessionPolicy
-from soloist.supervisor.control import ControlDesk
-from soloist.supervisor.inbox import Inbox
+from soloist.supervisor.brokers import Address, SessionLimits
 from soloist.supervisor.io_thread import IOThread
-from soloist.supervisor.pool import Pool
-from soloist.supervisor.process import Forkserver, RunFolder, WorkerConfig
 from soloist.supervisor.request import Request
 from soloist.supervisor.results import SessionStats, Stats
 from soloist.supervisor.shutdown import Phase
@@ -32,47 +28,17 @@ class Reactor:
     """Runs one pool, and a broker for every session, on a thread of its own.
 
     Args:
-        pool: its decisions.
-        folder: the run folder; removed at the end.
-        forkserver: where workers come from; stopped at the end.
-        template: what every worker is told.
-        sessions: how sessions are made.
-        desk: answers what clients ask.
-        interrupt_grace_s: time for interrupted turns to end.
-        wedge_after_s: how long a worker's event loop may be blocked; ``None`` for no limit.
+        thread: that one, not started.
 
     Attributes:
         inbox: the way in.
         is_closed: set when the thread has ended, or in a fork of its process.
     """
 
-    def __init__(
-        self,
-        pool: Pool,
-        folder: RunFolder,
-        forkserver: Forkserver,
-        *,
-        template: WorkerConfig,
-        sessions: SessionPolicy,
-        desk: ControlDesk,
-        interrupt_grace_s: float,
-        wedge_after_s: float | None,
-    ) -> None:
-        self.inbox = Inbox()
-        self.is_closed = self.inbox.is_closed
-        self._folder = folder
-        self._forkserver = forkserver
-        self._thread = IOThread(
-            self.inbox,
-            pool,
-            folder,
-            forkserver,
-            template=template,
-            sessions=sessions,
-            desk=desk,
-            interrupt_grace_s=interrupt_grace_s,
-            wedge_after_s=wedge_after_s,
-        )
+    def __init__(self, thread: IOThread) -> None:
+        self._thread = thread
+        self.inbox = thread.inbox
+        self.is_closed = thread.inbox.is_closed
 
     # -- its life --------------------------------------------------------------------------------
 
@@ -93,28 +59,14 @@ class Reactor:
 
     def drain(self) -> Future[None]:
         """Take no more requests; the future is done when all have their outcome."""
-        idle: Future[None] = Future()
-
-        def drained(asked: Future[None]) -> None:
-            if asked.exception() is not None:  # everything has ended
-                idle.set_result(None)
-
-        self.inbox.ask(lambda: self._thread.drain(idle)).add_done_callback(drained)
-        return idle
+        return self._order(self._thread.drain, is_done_at_the_end=True)
 
     def restart(self) -> Future[None]:
         """Replace all workers that there are; the future is done when they have gone.
 
         It fails with ``RestartLimitReached`` if their successors cannot start.
         """
-        rolled: Future[None] = Future()
-
-        def asked(answer: Future[None]) -> None:
-            if (error := answer.exception()) is not None:
-                rolled.set_exception(error)
-
-        self.inbox.ask(lambda: self._thread.restart(rolled)).add_done_callback(asked)
-        return rolled
+        return self._order(self._thread.restart)
 
     def close(self, drain_s: float | None, *, at_least: Phase = Phase.DRAIN) -> None:
         """Begin to close, or close faster; ``is_closed`` is set at the end.
@@ -130,9 +82,7 @@ class Reactor:
 
     def disown(self) -> None:
         """In a forked copy of the process: be closed, and touch nothing of the owner's."""
-        self.inbox.disown()
-        self._folder.disown()
-        self._forkserver.disown()
+        self._thread.disown()
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -174,18 +124,12 @@ class Reactor:
 
     def close_session(self, number: int, *, drain: bool) -> Future[None]:
         """Close a session; the future is done when its worker has gone."""
-        closed: Future[None] = Future()
 
-        def close() -> None:
+        def close(closed: Future[None]) -> None:
             now = time.monotonic()
             self._thread.brokers.close(number, now, drain=drain, closed=closed)
 
-        def asked(answer: Future[None]) -> None:
-            if answer.exception() is not None:  # the Supervisor is closed
-                closed.set_result(None)
-
-        self.inbox.ask(close).add_done_callback(asked)
-        return closed
+        return self._order(close, is_done_at_the_end=True)
 
     def session_stats(self, number: int) -> Future[SessionStats | None]:
         """A snapshot of one session; ``None`` if it is over."""
@@ -204,19 +148,33 @@ class Reactor:
         Raises:
             InvalidOptions: the arguments cannot be sent.
         """
-        done: Future[None] = Future()
         try:
             data = codec.encode_value(arguments)
         except (TypeError, ValueError, OverflowError) as error:
             raise InvalidOptions(f"{name}() cannot be sent this: {error}") from error
+        return self._order(lambda done: self._thread.workers.command(number, name, data, done))
 
-        def asked(answer: Future[None]) -> None:
-            if (error := answer.exception()) is not None:
+    def _order(
+        self, order: Callable[[Future[None]], None], *, is_done_at_the_end: bool = False
+    ) -> Future[None]:
+        """Have something begun on the thread, which sets the future when it is done.
+
+        Args:
+            order: begins it.
+            is_done_at_the_end: whether what cannot begin any more is as good as done; else the
+                future fails.
+        """
+        done: Future[None] = Future()
+
+        def begun(answer: Future[None]) -> None:
+            if (error := answer.exception()) is None:
+                return
+            if is_done_at_the_end:
+                done.set_result(None)
+            else:
                 done.set_exception(error)
 
-        self.inbox.ask(
-            lambda: self._thread.workers.command(number, name, data, done)
-        ).add_done_callback(asked)
+        self.inbox.ask(lambda: order(done)).add_done_callback(begun)
         return done
 
     def _ask(self, question: Callable[[], _T], *, afterwards: Callable[[], _T]) -> Future[_T]:

@@ -274,7 +274,7 @@ class TestEnds:
             return prompt
 
         with Supervisor(size=1, client=client) as sup:
-            helper = sup._reactor._forkserver.pid
+            helper = sup._reactor._thread._forkserver.pid
             os.kill(helper, signal.SIGSTOP)
             try:
                 assert sup.submit("die").exception(LIMIT_S).exitcode == 7

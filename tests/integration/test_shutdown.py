@@ -227,7 +227,7 @@ def scene(tmp_path):
     with contextlib.ExitStack() as ends:
         scene = Scene(ends, tmp_path)
         yield scene
-        run_dirs = {str(scene.sup._reactor._folder.path)}
+        run_dirs = {str(scene.sup._reactor._thread._folder.path)}
         assert scene.sup.is_closed
         for thread in scene.threads:
             thread.join(LIMIT_S)
