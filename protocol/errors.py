@@ -250,6 +250,19 @@ class SessionBusy(SoloistError):
         super().__init__(message, started=started)
 
 
+class OutcomeUnknown(SoloistError):
+    """A request was sent again whose outcome the gateway has forgotten; it may have run."""
+
+    code = "outcome_unknown"
+
+
+class GatewayLost(SoloistError, ConnectionError):
+    """A gateway cannot be reached, or not any more; made by its client, never sent."""
+
+    code = "gateway_lost"
+    retryable = True
+
+
 class SessionLost(SoloistError):
     """The conversation died with its worker and cannot be resumed; close it to begin another."""
 
@@ -290,6 +303,16 @@ class ProtocolError(SoloistError):
     """The wire protocol was broken."""
 
     code = "protocol_error"
+
+
+class HelloRequired(ProtocolError):
+    """A gateway does not know the connection, or no longer; say hello, then send again."""
+
+    code = "hello_required"
+    retryable = True
+
+    def __init__(self, message: str = "", *, started: bool | None = False) -> None:
+        super().__init__(message, started=started)
 
 
 class LocalProtocolError(ProtocolError):

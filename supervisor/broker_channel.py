@@ -18,7 +18,7 @@ from pathlib import Path
 
 import zmq
 
-from soloist.protocol import public
+from soloist.protocol import public, public_codec
 from soloist.protocol.errors import LocalProtocolError, SoloistError, TooManyWorkers
 
 MAX_WAITING = 10_000
@@ -108,7 +108,7 @@ class BrokerChannel:
         self._is_dry = not int(self._socket.getsockopt(_EVENTS)) & _POLLIN
         return not self._is_dry
 
-    def receive(self) -> tuple[public.Envelope, public.FromClient | public.Error] | None:
+    def receive(self) -> tuple[public.Envelope, public.OfBroker | public.Error] | None:
         """Take one message and its sender; what is none comes as the error that answers it.
 
         ``None`` if nothing is there.
@@ -118,7 +118,7 @@ class BrokerChannel:
         frames = [self._socket.recv(_NOBLOCK)]
         while self._socket.getsockopt(_RCVMORE):
             frames.append(self._socket.recv(_NOBLOCK))
-        return public.read(frames)
+        return public_codec.read(frames, public_codec.BROKER)
 
     def send(self, envelope: public.Envelope, data: bytes) -> bool:
         """Queue a message; ``False`` if the peer is gone, or lets more wait than it may."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from soloist.protocol import codec, public
+from soloist.protocol import codec, public, public_codec
 from soloist.protocol.content import function_messages
 from soloist.protocol.errors import RemoteProtocolError, SlowReader, SoloistError, to_info
 from soloist.protocol.messages import Answer
@@ -109,9 +109,9 @@ class Front:
         if not sinks:
             del self._sinks[peer]
 
-    def _hear(self, envelope: public.Envelope, message: public.FromClient | public.Error) -> None:
+    def _hear(self, envelope: public.Envelope, message: public.OfBroker | public.Error) -> None:
         if isinstance(message, public.Error):
-            self.send(envelope, public.encode(message))
+            self.send(envelope, public_codec.encode(message))
             return
         sink = self._sinks.get(envelope[0], {}).get(message.id)
         if isinstance(message, public.Query):
@@ -131,7 +131,7 @@ class Front:
         try:
             payload = codec.encode_prompt(query.prompt, self._max_payload_bytes)
         except SoloistError as error:
-            self.send(envelope, public.encode(public.Error(query.id, None, to_info(error))))
+            self.send(envelope, public_codec.encode(public.Error(query.id, None, to_info(error))))
             return
         timeout_s = self._timeout_s if query.timeout_ms is None else query.timeout_ms / 1000
         sink = PeerSink(self, envelope, query.id)
@@ -183,7 +183,7 @@ class PeerSink:
         A message larger than the whole credit goes out if nothing else is unread.
         """
         del request
-        data = public.encode(public.Message(self.id, self._seq + 1, message))
+        data = public_codec.encode(public.Message(self.id, self._seq + 1, message))
         is_fitting = len(data) <= self._credit or self._credit == self._max_credit
         if self._is_cut or not is_fitting or not self._front.send(self.envelope, data):
             self._is_cut = True
@@ -194,12 +194,16 @@ class PeerSink:
 
     def settle(self, request: Request) -> None:
         """Send the outcome."""
+        data = self._outcome(request)
+        self._front.forget(self)
+        self._front.send(self.envelope, data)
+
+    def _outcome(self, request: Request) -> bytes:
         try:
             reply = self._reply(request)
         except RemoteProtocolError as error:  # the worker's
             reply = self._error(request, error)
-        self._front.forget(self)
-        self._front.send(self.envelope, public.encode(reply))
+        return public_codec.encode(reply)
 
     def _reply(self, request: Request) -> public.ToClient:
         outcome = request.outcome
@@ -212,8 +216,8 @@ class PeerSink:
         """The result; before it, what of a streamed answer has not been sent yet."""
         duration_s = min(answer.duration_s, _LONGEST_S)
         messages = answer.messages or _messages_of_callable(answer, duration_s)
-        if request.is_streamed:
-            rest = public.split(messages, self._seq)
+        if not self._is_whole(request):
+            rest = public_codec.split(messages, self._seq)
             if self._is_cut or not all(self.stream(request, message) for message in rest):
                 return self._error(request, SlowReader("the reader fell too far behind"))
             messages = _NO_MESSAGES
@@ -224,8 +228,14 @@ class PeerSink:
             answer.text,
             answer.num_turns,
             round(duration_s * 1000),
+            None,
+            None,
             messages,
         )
+
+    def _is_whole(self, request: Request) -> bool:
+        """Whether the outcome holds the messages."""
+        return not request.is_streamed
 
     def _error(self, request: Request, error: SoloistError) -> public.Error:
         return public.Error(self.id, request.order or None, to_info(error))

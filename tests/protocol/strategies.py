@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from soloist.protocol import content as c
 from soloist.protocol import messages as m
 from soloist.protocol.errors import ErrorInfo
+from soloist.protocol.public import FIELDS, OF_BROKER
 
 MAX_INT = 2**64 - 1
 
@@ -123,23 +124,36 @@ def prompts():
     return texts | st.lists(block, max_size=3)
 
 
-# The public wire: what clients may say, as plain maps.
+# The public wire, as plain maps.
 public_ids = st.binary(min_size=16, max_size=16)
 _extra_keys = st.dictionaries(texts.map("x{}".format), values, max_size=2)
-PUBLIC = {
-    "QUERY": st.fixed_dictionaries(
-        {"id": public_ids, "prompt": prompts()},
-        optional={"timeout_ms": st.none() | numbers, "stream": st.none() | st.booleans()},
-    ),
-    "CANCEL": st.fixed_dictionaries({"id": public_ids}),
-    "CREDIT": st.fixed_dictionaries({"id": public_ids, "bytes": numbers}),
+KINDS = {
+    "id": public_ids,
+    "id or nil": st.none() | public_ids,
+    "bin of 16 to 64 bytes": st.binary(min_size=16, max_size=64),
+    "uint": numbers,
+    "array of uint": st.lists(numbers, max_size=3),
+    "str": texts,
+    "array of str": st.lists(texts, max_size=3),
+    "bool": st.booleans(),
+    "bool or nil": st.none() | st.booleans(),
+    "map": maps,
+    "array of maps": st.lists(maps, max_size=2),
+    "array": st.lists(values, max_size=3),
+    "str or array of maps": prompts(),
+    "`cancel` or `finish`": st.sampled_from(["cancel", "finish"]),
 }
 
 
-def public_requests(name):
+def public_messages(name):
     """Valid messages of this type, with keys of a later version."""
+    fields = FIELDS[name]
+    required = {f.key: KINDS[f.kind.value] for f in fields if f.is_required}
+    optional = {f.key: st.none() | KINDS[f.kind.value] for f in fields if not f.is_required}
     return st.builds(
-        lambda fields, extra: {**extra, "v": 1, "type": name, **fields}, PUBLIC[name], _extra_keys
+        lambda fields, extra: {**extra, "v": 1, "type": name, **fields},
+        st.fixed_dictionaries(required, optional=optional),
+        _extra_keys,
     )
 
 
@@ -188,14 +202,13 @@ def _damaged(draw):
 garbage = st.binary(max_size=60) | _packed | _damaged()
 
 
-_public_keys = ["v", "type", "id", "prompt", "timeout_ms", "stream", "bytes"]
-
-
 @st.composite
-def near_public_requests(draw):
-    """Valid requests with some of their keys gone or their values replaced, packed."""
-    value = draw(st.sampled_from(sorted(PUBLIC)).flatmap(public_requests))
-    for key in draw(st.lists(st.sampled_from(_public_keys), max_size=3)):
+def near_public_messages(draw, names=tuple(OF_BROKER)):
+    """Valid messages with some of their keys gone or their values replaced, packed."""
+    name = draw(st.sampled_from(sorted(names)))
+    value = draw(public_messages(name))
+    keys = ["v", "type", *(field.key for field in FIELDS[name])]
+    for key in draw(st.lists(st.sampled_from(keys), max_size=3)):
         if draw(st.booleans()):
             value.pop(key, None)
         else:

@@ -47,6 +47,7 @@ class TestHierarchy:
         ("cls", "base"),
         [
             (errors.ClientConnectError, ConnectionError),
+            (errors.GatewayLost, ConnectionError),
             (errors.ClientNotSerializable, TypeError),
             (errors.InvalidOptions, ValueError),
             (errors.InvalidPrompt, TypeError),
@@ -71,11 +72,14 @@ class TestHierarchy:
             errors.RestartLimitReached,
             errors.QueueFull,
             errors.SessionBusy,
+            errors.HelloRequired,
         }
         assert {cls("x").started for cls in LEAVES} == {False, None}
 
     def test_errors_that_may_pass_are_retryable(self):
         assert {cls for cls in LEAVES if cls("x").retryable} == {
+            errors.GatewayLost,
+            errors.HelloRequired,
             errors.ClientConnectError,
             errors.RateLimited,
             errors.RequestTimeout,

@@ -15,7 +15,7 @@ import msgpack
 import pytest
 import zmq
 
-from soloist.protocol import codec, public
+from soloist.protocol import codec, public, public_codec
 from soloist.protocol import content as c
 from soloist.protocol.errors import (
     LocalProtocolError,
@@ -121,7 +121,7 @@ class TestRaw:
         client.send(data)
         envelope, error = receive(channel)
         assert type(error) is public.Error
-        assert channel.send(envelope, public.encode(error))
+        assert channel.send(envelope, public_codec.encode(error))
         assert reply_of(client)["code"] == "protocol_error"
 
     @pytest.mark.parametrize("kind", [zmq.DEALER, zmq.REQ])
@@ -130,7 +130,7 @@ class TestRaw:
         client.send_multipart([b"x"] * 3)
         envelope, error = receive(channel)
         assert type(error) is public.Error
-        assert channel.send(envelope, public.encode(error))
+        assert channel.send(envelope, public_codec.encode(error))
         assert reply_of(client)["id"] is None
 
     def test_a_routing_id_of_a_clients_own_comes_as_an_error(self, channel, connect):
@@ -138,7 +138,7 @@ class TestRaw:
         client.send(pack("QUERY", prompt="hello"))
         envelope, error = receive(channel)
         assert "routing id" in error.info.message
-        assert channel.send(envelope, public.encode(error))
+        assert channel.send(envelope, public_codec.encode(error))
         assert reply_of(client)["code"] == "protocol_error"
 
     def test_bytes_that_are_no_zmtp_disturb_nobody(self, channel, endpoint, connect):

@@ -6,7 +6,7 @@ import time
 import msgpack
 import pytest
 
-from soloist.protocol import codec, public
+from soloist.protocol import codec, public, public_codec
 from soloist.protocol import content as c
 from soloist.protocol.errors import ProtocolError, RequestCancelled, SessionLost, to_info
 from soloist.protocol.messages import Answer
@@ -249,7 +249,7 @@ class TestStream:
 
 
 def size_of_first():
-    return len(public.encode(public.Message(ID, 1, MESSAGE)))
+    return len(public_codec.encode(public.Message(ID, 1, MESSAGE)))
 
 
 class TestCredit:
