@@ -49,7 +49,7 @@ from soloist.protocol.public import (
     ToClient,
 )
 
-_T = TypeVar("_T")
+_T_co = TypeVar("_T_co", covariant=True)
 
 _MAX_UINT = 2**64 - 1
 
@@ -117,13 +117,13 @@ def _plan(fields: Iterable[Field]) -> _Plan:
     return tuple((field.key, _CHECKS[field.kind], field) for field in fields)
 
 
-class Dialect(NamedTuple, Generic[_T]):
+class Dialect(NamedTuple, Generic[_T_co]):
     """What a server understands: the types of messages, each with the keys that it looks at.
 
     ``by_req`` are those that a REQ socket may send, for they are answered once.
     """
 
-    classes: Mapping[str, type[_T]]
+    classes: Mapping[str, type[_T_co]]
     plans: Mapping[str, _Plan]
     by_req: tuple[str, ...]
 
@@ -143,7 +143,7 @@ _NAMES: Mapping[type, str] = {cls: name for name, cls in {**OF_GATEWAY, **TO_CLI
 # -- from a client ---------------------------------------------------------------------------------
 
 
-def read(frames: list[bytes], dialect: Dialect[_T]) -> tuple[Envelope, _T | Error]:
+def read(frames: list[bytes], dialect: Dialect[_T_co]) -> tuple[Envelope, _T_co | Error]:
     """Take apart what a ROUTER received: where a reply goes, and what was said.
 
     Args:
@@ -170,7 +170,7 @@ def _end_of_envelope(frames: list[bytes]) -> int:
         return 1
 
 
-def decode(data: bytes, dialect: Dialect[_T], *, is_req: bool = False) -> _T | Error:
+def decode(data: bytes, dialect: Dialect[_T_co], *, is_req: bool = False) -> _T_co | Error:
     """Rebuild a request, or give the error that answers what is none.
 
     Only the error of what has one outcome names its request: any other would pass for the outcome
@@ -196,7 +196,7 @@ def decode(data: bytes, dialect: Dialect[_T], *, is_req: bool = False) -> _T | E
         return Error(about, None, to_info(error))
 
 
-def _from_client(value: Mapping[str, Any], dialect: Dialect[_T], *, is_req: bool) -> _T:
+def _from_client(value: Mapping[str, Any], dialect: Dialect[_T_co], *, is_req: bool) -> _T_co:
     """Check a map against ``FIELDS``.
 
     Raises:

@@ -455,6 +455,7 @@ class Broker:
         request.worker = worker.number
         request.lease = worker.claimed = worker.next_lease
         request.attempts += 1
+        request.incarnation = self.incarnation
         worker.next_lease += 1
         worker.given += 1
         worker.leases.append(request)

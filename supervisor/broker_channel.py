@@ -1,8 +1,8 @@
 """The socket of one shared session's broker: a ROUTER on ``ipc://`` for callers elsewhere.
 
-The only zmq for broker sockets. Owned by the I/O thread; nothing here is thread-safe. What is
-said on the wire is decided in :mod:`soloist.protocol.public`, what becomes of it in
-:mod:`soloist.supervisor.front`.
+The only zmq for broker sockets; those of a gateway share what is here. Owned by the I/O thread;
+nothing here is thread-safe. What is said on the wire is decided in
+:mod:`soloist.protocol.public`, what becomes of it in :mod:`soloist.supervisor.front`.
 
 Invariants: whatever a peer sends, ``receive`` does not raise; nothing here waits; a message that
 cannot be handed to its peer at once is reported, never silently dropped (ROUTER_MANDATORY); an
@@ -14,6 +14,7 @@ endpoint is bound once and never again, for its file is removed after the close,
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from pathlib import Path
 
 import zmq
@@ -30,10 +31,10 @@ LINGER_MS = 500
 _SPARE_SOCKETS = 64  # a closed socket keeps its place until a thread of zmq's has let go of it
 _BACKLOG = 1024
 # Plain numbers: zmq's enums cost a microsecond at each use.
-_EVENTS, _RCVMORE = int(zmq.EVENTS), int(zmq.RCVMORE)
+_EVENTS, RCVMORE = int(zmq.EVENTS), int(zmq.RCVMORE)
 _POLLIN = int(zmq.POLLIN)
-_NOBLOCK = int(zmq.NOBLOCK)
-_MORE = int(zmq.SNDMORE) | _NOBLOCK
+NOBLOCK = int(zmq.NOBLOCK)
+_MORE = int(zmq.SNDMORE) | NOBLOCK
 _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
@@ -55,35 +56,40 @@ class PeerContext:
         self.zmq.term()
 
 
-class BrokerChannel:
-    """Receives from and sends to all peers of one shared session; bound from the start.
+class Router:
+    """A ROUTER socket for foreign peers, bound from the start.
 
     Args:
-        context: of all broker sockets.
-        endpoint: ``ipc://`` address to bind, in a folder of mode 0700.
+        context: of all such sockets.
+        endpoint: address to bind.
         max_bytes: largest frame that a peer may send; a larger one ends its connection.
+        options: of the socket, by zmq's numbers.
 
     Raises:
         TooManyWorkers: no socket or descriptor is left; the machine's limit.
         SoloistError: the endpoint cannot be bound.
     """
 
-    def __init__(self, context: PeerContext, endpoint: str, *, max_bytes: int) -> None:
-        self._path = Path(endpoint.removeprefix("ipc://"))
+    def __init__(
+        self,
+        context: PeerContext,
+        endpoint: str,
+        *,
+        max_bytes: int,
+        options: Mapping[int, int | bytes] | None = None,
+    ) -> None:
         self._is_dry = False  # nothing was there at the last look, and nothing has happened since
-        if self._path.exists():  # zmq would take it away from whoever has it
-            raise LocalProtocolError(f"{endpoint} is in use")
         try:
             self._socket = context.zmq.socket(zmq.ROUTER)
         except zmq.ZMQError as error:
             raise _converted(error, endpoint) from error
         try:
-            self._bind(endpoint, max_bytes)
+            self._bind(endpoint, max_bytes, options or {})
         except zmq.ZMQError as error:
             self._socket.close(0)
             raise _converted(error, endpoint) from error
 
-    def _bind(self, endpoint: str, max_bytes: int) -> None:
+    def _bind(self, endpoint: str, max_bytes: int, options: Mapping[int, int | bytes]) -> None:
         socket = self._socket
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         socket.setsockopt(zmq.LINGER, LINGER_MS)
@@ -91,6 +97,8 @@ class BrokerChannel:
         socket.setsockopt(zmq.SNDHWM, MAX_WAITING)
         socket.setsockopt(zmq.RCVHWM, MAX_ARRIVED)
         socket.setsockopt(zmq.BACKLOG, _BACKLOG)
+        for option, value in options.items():
+            socket.setsockopt(option, value)
         socket.bind(endpoint)
 
     def fileno(self) -> int:
@@ -108,18 +116,6 @@ class BrokerChannel:
         self._is_dry = not int(self._socket.getsockopt(_EVENTS)) & _POLLIN
         return not self._is_dry
 
-    def receive(self) -> tuple[public.Envelope, public.OfBroker | public.Error] | None:
-        """Take one message and its sender; what is none comes as the error that answers it.
-
-        ``None`` if nothing is there.
-        """
-        if not self.has_input():  # cheaper than to try: it keeps the interpreter's lock
-            return None
-        frames = [self._socket.recv(_NOBLOCK)]
-        while self._socket.getsockopt(_RCVMORE):
-            frames.append(self._socket.recv(_NOBLOCK))
-        return public_codec.read(frames, public_codec.BROKER)
-
     def send(self, envelope: public.Envelope, data: bytes) -> bool:
         """Queue a message; ``False`` if the peer is gone, or lets more wait than it may."""
         self._is_dry = False  # the descriptor may just have been robbed of its edge
@@ -127,14 +123,50 @@ class BrokerChannel:
             # Either the first frame is refused or none is.
             for frame in envelope:
                 self._socket.send(frame, _MORE)
-            self._socket.send(data, _NOBLOCK)
+            self._socket.send(data, NOBLOCK)
         except zmq.ZMQError:
             return False
         return True
 
     def close(self) -> None:
-        """Close and remove the endpoint; what was sent just before still reaches its peers."""
+        """Close; what was sent just before still reaches its peers."""
         self._socket.close(LINGER_MS)
+
+
+class BrokerChannel(Router):
+    """Receives from and sends to all peers of one shared session.
+
+    Args:
+        context: of all broker sockets.
+        endpoint: ``ipc://`` address to bind, in a folder of mode 0700.
+        max_bytes: largest frame that a peer may send; a larger one ends its connection.
+
+    Raises:
+        TooManyWorkers: no socket or descriptor is left; the machine's limit.
+        SoloistError: the endpoint cannot be bound.
+    """
+
+    def __init__(self, context: PeerContext, endpoint: str, *, max_bytes: int) -> None:
+        self._path = Path(endpoint.removeprefix("ipc://"))
+        if self._path.exists():  # zmq would take it away from whoever has it
+            raise LocalProtocolError(f"{endpoint} is in use")
+        super().__init__(context, endpoint, max_bytes=max_bytes)
+
+    def receive(self) -> tuple[public.Envelope, public.OfBroker | public.Error] | None:
+        """Take one message and its sender; what is none comes as the error that answers it.
+
+        ``None`` if nothing is there.
+        """
+        if not self.has_input():  # cheaper than to try: it keeps the interpreter's lock
+            return None
+        frames = [self._socket.recv(NOBLOCK)]
+        while self._socket.getsockopt(RCVMORE):
+            frames.append(self._socket.recv(NOBLOCK))
+        return public_codec.read(frames, public_codec.BROKER)
+
+    def close(self) -> None:
+        """Close and remove the endpoint; what was sent just before still reaches its peers."""
+        super().close()
         self._path.unlink(missing_ok=True)
 
 

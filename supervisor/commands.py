@@ -1,39 +1,32 @@
-"""The commands ``soloist map`` and ``soloist query``: options in, exit code out.
-
-Owns the options, their help and the exit codes: 0 all good, 1 some prompts failed, 2 the command
-was wrong or the client is not there, 128 + n ended by signal n.
-"""
+"""The commands ``soloist map`` and ``soloist query``: options in, exit code out."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import click
 
 from soloist.protocol.content import Map, Message, to_map
-from soloist.protocol.errors import (
-    ClientNotFound,
-    ClientNotSerializable,
-    InvalidOptions,
-    SoloistError,
-    TooManyWorkers,
-)
 from soloist.supervisor import prompts_file
 from soloist.supervisor.api import Supervisor
+from soloist.supervisor.command_line import (
+    FAILED,
+    CommandFailed,
+    client_options,
+    code_of,
+    guarded,
+    soloist,
+)
 from soloist.supervisor.map_run import MapRun, Tally
-from soloist.supervisor.prompts_file import Format, OutputError, PromptParser
-from soloist.supervisor.stop_signals import KillNow, StopNow, StopSignals
+from soloist.supervisor.prompts_file import Format, PromptParser
+from soloist.supervisor.stop_signals import KillNow, StopSignals
 from soloist.supervisor.terminal import AnswerPrinter, MapReport, error_console, log_shown
 
-_FAILED = 1
-_USAGE = 2
-_READER_GONE = 141  # what a shell reports of a program that SIGPIPE ended
-_USAGE_ERRORS = (ClientNotFound, ClientNotSerializable, InvalidOptions, TooManyWorkers)
 _MIN_WINDOW = 1024
 _CLOSE_S = 10.0
 _STREAMING = {"claude": {"include_partial_messages": True}}
@@ -78,90 +71,11 @@ Examples:
 """
 
 
-class _CommandFailed(Exception):
-    """Ends the command with a message and an exit code."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Run the command line ``arguments``; return the exit code."""
-    try:
-        return int(soloist.main(list(arguments), prog_name="soloist", standalone_mode=False) or 0)
-    except _CommandFailed as error:
-        click.echo(f"Error: {error}", err=True)
-        return error.exit_code
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except click.Abort:
-        return 130
-
-
-def _parse_settings(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> Map:
-    """Turn ``key=value`` pairs into client options."""
-    settings = {}
-    for pair in values:
-        key, is_pair, value = pair.partition("=")
-        if not key or not is_pair:
-            raise click.BadParameter(f"{pair!r} is not of the form key=value")
-        try:
-            settings[key] = prompts_file.strict_json(value)
-        except (ValueError, RecursionError):
-            settings[key] = value
-    return settings
-
-
-def _client_options(command: Callable[..., int]) -> Callable[..., int]:
-    """Add the options that choose and configure the client."""
-    for option in (
-        click.option(
-            "--timeout-s",
-            type=click.FloatRange(min=0, min_open=True),
-            metavar="SECONDS",
-            help="Give up a prompt after this long.",
-        ),
-        click.option(
-            "--set",
-            "options",
-            metavar="KEY=VALUE",
-            multiple=True,
-            callback=_parse_settings,
-            help="Client option; VALUE is JSON if it parses as JSON, else text. Repeatable.",
-        ),
-        click.option(
-            "--client",
-            metavar="NAME",
-            default="echo",
-            show_default=True,
-            help="Who answers: echo, claude, or what an installed package registers.",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
-@click.version_option(
-    None, "-V", "--version", package_name="soloist", message="%(prog)s %(version)s"
-)
-def soloist() -> None:
-    """Run many agent conversations at once, each in a process of its own.
-
-    \b
-    Examples:
-      soloist map prompts.jsonl --client claude --size 8 -o results.jsonl
-      soloist query "What is a monad?" --client claude
-    """  # noqa: D301 - click reads the \b
-
-
 @soloist.command("map", help=_MAP_HELP, short_help="Answer every prompt of a file.")
 @click.argument(
     "prompts", type=click.Path(exists=True, dir_okay=False, allow_dash=True), default="-"
 )
-@_client_options
+@client_options
 @click.option(
     "--size", type=click.IntRange(min=1), metavar="N", help="Workers.  [default: one per CPU]"
 )
@@ -269,12 +183,12 @@ def map_command(
         report.summarize(tally, output)
         return _exit_code(tally, signals)
 
-    return _guarded(body)
+    return guarded(body)
 
 
 @soloist.command("query", help=_QUERY_HELP, short_help="Ask one prompt.")
 @click.argument("prompt", required=False)
-@_client_options
+@client_options
 @click.option("--json", "as_json", is_flag=True, help="Print each message as a line of JSON.")
 @click.option("-v", "--verbose", is_flag=True, help="Show the log, with what the worker prints.")
 def query_command(
@@ -309,22 +223,7 @@ def query_command(
                 printer.end()
         return 0
 
-    return _guarded(body)
-
-
-def _guarded(body: Callable[[StopSignals], int]) -> int:
-    """Run a command's body; give every way in which it can end its exit code."""
-    with StopSignals() as signals:
-        try:
-            return body(signals)
-        except StopNow:
-            return signals.exit_code or _FAILED
-        except OutputError as error:
-            if error.is_closed:
-                return _READER_GONE
-            raise _CommandFailed(f"cannot write the results: {error}", _FAILED) from error
-        except SoloistError as error:
-            raise _CommandFailed(str(error) or error.code, _code_of(error)) from error
+    return guarded(body)
 
 
 @contextlib.contextmanager
@@ -345,13 +244,9 @@ def _started(**settings: Any) -> Iterator[Supervisor]:
 def _exit_code(tally: Tally, signals: StopSignals) -> int:
     failure = tally.failure
     if failure is not None:
-        code = signals.exit_code or _code_of(failure)
-        raise _CommandFailed(str(failure), code) from failure
-    return signals.exit_code or (_FAILED if tally.failed else 0)
-
-
-def _code_of(error: Exception) -> int:
-    return _USAGE if isinstance(error, _USAGE_ERRORS) else _FAILED
+        code = signals.exit_code or code_of(failure)
+        raise CommandFailed(str(failure), code) from failure
+    return signals.exit_code or (FAILED if tally.failed else 0)
 
 
 def _form_of(prompts: str, form: str, field: str | None) -> Format:

@@ -17,17 +17,14 @@ import time
 from collections.abc import Callable
 
 from soloist.protocol import codec, public, public_codec
-from soloist.protocol.content import function_messages
-from soloist.protocol.errors import RemoteProtocolError, SlowReader, SoloistError, to_info
-from soloist.protocol.messages import Answer
+from soloist.protocol.errors import SoloistError, to_info
 from soloist.supervisor.broker import Broker
 from soloist.supervisor.broker_channel import BrokerChannel
+from soloist.supervisor.reply_sink import ReplySink
 from soloist.supervisor.request import Request
 
 MAX_TAKEN = 64
 """Messages taken at once: a peer that never stops must not keep other sessions waiting."""
-_NO_MESSAGES = codec.join([])
-_LONGEST_S = 1e15  # whatever a worker says, its milliseconds fit into 64 bits
 
 
 class Front:
@@ -73,11 +70,6 @@ class Front:
     def __repr__(self) -> str:
         count = sum(map(len, self._sinks.values()))
         return f"<Front {count} requests of {len(self._sinks)} peers>"
-
-    @property
-    def incarnation(self) -> int:
-        """The session's."""
-        return self._broker.incarnation
 
     def has_input(self) -> bool:
         """Whether ``take`` has something to do."""
@@ -152,7 +144,7 @@ class Front:
                 self._cancel(sink.request)
 
 
-class PeerSink:
+class PeerSink(ReplySink):
     """Where the messages and the outcome of one foreign request go.
 
     Args:
@@ -161,87 +153,17 @@ class PeerSink:
         request_id: what its peer calls the request.
     """
 
-    __slots__ = ("_credit", "_front", "_is_cut", "_max_credit", "_seq", "envelope", "id", "request")
-
-    request: Request
+    __slots__ = ("_front",)
 
     def __init__(self, front: Front, envelope: public.Envelope, request_id: bytes) -> None:
-        self.envelope = envelope
-        self.id = request_id
+        super().__init__(envelope, request_id, front.credit_bytes)
         self._front = front
-        self._credit = self._max_credit = front.credit_bytes
-        self._seq = 0
-        self._is_cut = False
 
-    def grant(self, count_bytes: int) -> None:
-        """The peer has read so much; there is never more credit than at the beginning."""
-        self._credit = min(self._max_credit, self._credit + count_bytes)
+    def send(self, data: bytes) -> bool:
+        """Send a reply; ``False`` if the peer is gone."""
+        return self._front.send(self.envelope, data)
 
-    def stream(self, request: Request, message: bytes) -> bool:
-        """Send one message; ``False`` if the peer is gone or has no credit for it.
-
-        A message larger than the whole credit goes out if nothing else is unread.
-        """
-        del request
-        data = public_codec.encode(public.Message(self.id, self._seq + 1, message))
-        is_fitting = len(data) <= self._credit or self._credit == self._max_credit
-        if self._is_cut or not is_fitting or not self._front.send(self.envelope, data):
-            self._is_cut = True
-            return False
-        self._seq += 1
-        self._credit -= len(data)
-        return True
-
-    def settle(self, request: Request) -> None:
-        """Send the outcome."""
-        data = self._outcome(request)
+    def over(self, outcome: bytes) -> None:
+        """Its id means nothing any more."""
+        del outcome
         self._front.forget(self)
-        self._front.send(self.envelope, data)
-
-    def _outcome(self, request: Request) -> bytes:
-        try:
-            reply = self._reply(request)
-        except RemoteProtocolError as error:  # the worker's
-            reply = self._error(request, error)
-        return public_codec.encode(reply)
-
-    def _reply(self, request: Request) -> public.ToClient:
-        outcome = request.outcome
-        if isinstance(outcome, Answer):
-            return self._answer(request, outcome)
-        assert outcome is not None
-        return self._error(request, outcome)
-
-    def _answer(self, request: Request, answer: Answer) -> public.ToClient:
-        """The result; before it, what of a streamed answer has not been sent yet."""
-        duration_s = min(answer.duration_s, _LONGEST_S)
-        messages = answer.messages or _messages_of_callable(answer, duration_s)
-        if not self._is_whole(request):
-            rest = public_codec.split(messages, self._seq)
-            if self._is_cut or not all(self.stream(request, message) for message in rest):
-                return self._error(request, SlowReader("the reader fell too far behind"))
-            messages = _NO_MESSAGES
-        return public.Result(
-            self.id,
-            request.order,
-            self._front.incarnation,
-            answer.text,
-            answer.num_turns,
-            round(duration_s * 1000),
-            None,
-            None,
-            messages,
-        )
-
-    def _is_whole(self, request: Request) -> bool:
-        """Whether the outcome holds the messages."""
-        return not request.is_streamed
-
-    def _error(self, request: Request, error: SoloistError) -> public.Error:
-        return public.Error(self.id, request.order or None, to_info(error))
-
-
-def _messages_of_callable(answer: Answer, duration_s: float) -> bytes:
-    """A bare callable has none of its own."""
-    messages = function_messages(answer.text, num_turns=answer.num_turns, duration_s=duration_s)
-    return codec.join([codec.encode_message(message) for message in messages])

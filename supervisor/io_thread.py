@@ -16,7 +16,9 @@ import selectors
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from typing import Protocol
 
 from soloist.protocol.errors import SoloistError, SupervisorClosed
 from soloist.supervisor import events
@@ -49,6 +51,28 @@ _MAX_TAKEN = 1024
 """Items taken from the inbox in one turn; the rest in the next."""
 _LOOK_EVERY_S = 0.001
 _LONGEST_SLEEP_S = 3600.0  # epoll counts in milliseconds, in 32 bits
+
+
+class Service(Protocol):
+    """What else runs on the thread: looked at in each of its turns."""
+
+    def sources(self) -> Iterable[tuple[int, Callable[[], None]]]:
+        """Descriptors, and what to call when one is readable."""
+
+    def take(self) -> None:
+        """Do what there is to do, up to a bound."""
+
+    def has_input(self) -> bool:
+        """Whether ``take`` has something to do that no descriptor will report."""
+
+    def next_deadline(self) -> float:
+        """When ``go_on`` wants to be called."""
+
+    def go_on(self, now: float) -> None:
+        """Time has passed."""
+
+    def close(self) -> None:
+        """End; every request has its outcome by now."""
 
 
 class IOThread:
@@ -114,6 +138,7 @@ class IOThread:
         self._shutdown: Shutdown | None = None
         self._idle_waiters: list[Future[None]] = []
         self._roll_waiters: list[Future[None]] = []
+        self._services: list[Service] = []
         self._ends = contextlib.ExitStack()
         self._thread = threading.Thread(target=self._run, name="soloist-io", daemon=True)
 
@@ -212,6 +237,8 @@ class IOThread:
         self._take_inbox()
         self.workers.take()
         self._fronts.take()
+        for service in self._services:
+            service.take()
         self._decide(time.monotonic())
         is_busy = self._has_input()
         if self._is_over() or (is_busy and time.monotonic() < self._look_at):
@@ -226,7 +253,12 @@ class IOThread:
 
     def _has_input(self) -> bool:
         """Whether something has come that no descriptor will report."""
-        return bool(self.inbox) or self._fronts.has_input() or self._channel.has_input()
+        return (
+            bool(self.inbox)
+            or self._fronts.has_input()
+            or self._channel.has_input()
+            or any(service.has_input() for service in self._services)
+        )
 
     def _is_over(self) -> bool:
         return self._shutdown is not None and self._shutdown.phase is Phase.DONE
@@ -235,6 +267,8 @@ class IOThread:
         due = min(
             self._pool.next_deadline(), self.brokers.next_deadline(), self._watch.next_round()
         )
+        for service in self._services:
+            due = min(due, service.next_deadline())
         if self._shutdown is not None:
             due = min(due, self._shutdown.deadline())
         return min(_LONGEST_SLEEP_S, max(0.0, due - time.monotonic()))
@@ -244,12 +278,10 @@ class IOThread:
         for _ in range(_MAX_TAKEN):
             if (item := self.inbox.take()) is None:
                 return
-            if type(item) is not Request:
-                item()  # type: ignore[operator]
-            elif item.session == POOL:
-                self.workers.execute(self._pool.submit(item))
+            if type(item) is Request:
+                self.submit(item)
             else:
-                self.brokers.submit(item, time.monotonic())
+                item()  # type: ignore[operator]
 
     def _take_output(self, outputs: Outputs, output: Output) -> None:
         """A helper has started."""
@@ -260,6 +292,8 @@ class IOThread:
 
     def _decide(self, now: float) -> None:
         self._watch.go_round(now)
+        for service in self._services:
+            service.go_on(now)
         # Sessions first: under a rate limit they would starve behind a map. They cannot starve it,
         # for each has one request in flight at most.
         self.brokers.decide(now)
@@ -276,6 +310,20 @@ class IOThread:
         self.workers.reports.decided()
 
     # -- orders ----------------------------------------------------------------------------------
+
+    def attach(self, service: Service) -> None:
+        """Have a service run on this thread until its end."""
+        self._ends.callback(service.close)
+        for source, wake in service.sources():
+            self._selector.register(source, selectors.EVENT_READ, wake)
+        self._services.append(service)
+
+    def submit(self, request: Request) -> None:
+        """Take a request in."""
+        if request.session == POOL:
+            self.workers.execute(self._pool.submit(request))
+        else:
+            self.brokers.submit(request, time.monotonic())
 
     def cancel(self, requests: list[Request], error: SoloistError | None = None) -> None:
         """End these requests early; by default as their callers' doing."""

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from soloist.protocol import codec
 from soloist.protocol.errors import InvalidOptions, SupervisorClosed
 from soloist.supervisor.brokers import Address, SessionLimits
-from soloist.supervisor.io_thread import IOThread
+from soloist.supervisor.io_thread import IOThread, Service
 from soloist.supervisor.request import Request
 from soloist.supervisor.results import SessionStats, Stats
 from soloist.supervisor.shutdown import Phase
@@ -83,6 +83,14 @@ class Reactor:
     def disown(self) -> None:
         """In a forked copy of the process: be closed, and touch nothing of the owner's."""
         self._thread.disown()
+
+    def attach(self, service: Callable[[IOThread], Service]) -> Future[None]:
+        """Have something run on the thread, beside its own work, until its end.
+
+        Args:
+            service: makes it; called on the thread.
+        """
+        return self.inbox.ask(lambda: self._thread.attach(service(self._thread)))
 
     # -- requests --------------------------------------------------------------------------------
 

@@ -51,6 +51,7 @@ class Request:
     worker = -1
     lease = 0
     attempts = 0
+    incarnation = 1  # of the session, when it was given to its worker
     failure: SoloistError | None = None  # what its last attempt ended with, if it was retried
     may_have_run = False  # in an attempt that was retried
     has_killed = False  # a worker died while it ran this

@@ -34,7 +34,7 @@ from soloist.protocol.errors import (
     InvalidOptions,
     RestartLimitReached,
 )
-from soloist.supervisor import cli, commands
+from soloist.supervisor import cli, command_line, commands, serve_commands  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -148,7 +148,7 @@ def rows_of(text):
 
 
 def test_map_writes_results_to_standard_output(started, prompts, capfd):
-    assert commands.run(["map", prompts]) == 0
+    assert command_line.run(["map", prompts]) == 0
 
     output = capfd.readouterr()
     assert [row["text"] for row in rows_of(output.out)] == ["a", "b", "c"]
@@ -159,7 +159,7 @@ def test_map_writes_results_to_standard_output(started, prompts, capfd):
 def test_map_writes_results_to_a_file(started, prompts, tmp_path, capfd):
     out = tmp_path / "out.jsonl"
 
-    assert commands.run(["map", prompts, "-o", str(out)]) == 0
+    assert command_line.run(["map", prompts, "-o", str(out)]) == 0
 
     assert [row["prompt"] for row in rows_of(out.read_text())] == ["a", "b", "c"]
     assert capfd.readouterr() == ("", "")
@@ -168,7 +168,7 @@ def test_map_writes_results_to_a_file(started, prompts, tmp_path, capfd):
 def test_map_reads_standard_input_when_no_file_is_named(started, stdin, capfd):
     stdin(b'{"prompt": "x", "id": 1}\n')
 
-    assert commands.run(["map"]) == 0
+    assert command_line.run(["map"]) == 0
 
     (row,) = rows_of(capfd.readouterr().out)
     assert (row["text"], row["id"]) == ("x", 1)
@@ -179,7 +179,7 @@ def test_options_reach_the_supervisor(started, prompts):
     arguments += ["--max-requests-per-worker", "7", "--max-memory-bytes", "1000"]
     settings = ["--set", "n=3", "--set", "on=true", "--set", "s=text=x", "--set", 'q="3"']
 
-    assert commands.run(["map", prompts, *arguments, *settings, "--set", "x=NaN"]) == 0
+    assert command_line.run(["map", prompts, *arguments, *settings, "--set", "x=NaN"]) == 0
 
     assert started[0].settings == {
         "client": "c",
@@ -193,7 +193,7 @@ def test_options_reach_the_supervisor(started, prompts):
 
 
 def test_prompts_can_be_left_out_of_the_results(started, prompts, capfd):
-    assert commands.run(["map", prompts, "--no-prompt"]) == 0
+    assert command_line.run(["map", prompts, "--no-prompt"]) == 0
 
     assert all("prompt" not in row for row in rows_of(capfd.readouterr().out))
 
@@ -201,7 +201,7 @@ def test_prompts_can_be_left_out_of_the_results(started, prompts, capfd):
 def test_some_failed_prompts_exit_1(started, failing, prompts, capfd):
     failing["b"] = ClientError("no")
 
-    assert commands.run(["map", prompts]) == 1
+    assert command_line.run(["map", prompts]) == 1
 
     assert [row.get("text") for row in rows_of(capfd.readouterr().out)] == ["a", None, "c"]
 
@@ -231,7 +231,7 @@ def test_some_failed_prompts_exit_1(started, failing, prompts, capfd):
 def test_wrong_usage_exits_2_and_starts_nothing(started, prompts, capfd, arguments):
     arguments = [argument.format(prompts=prompts) for argument in arguments]
 
-    assert commands.run(arguments) == 2
+    assert command_line.run(arguments) == 2
 
     assert started == []
     output = capfd.readouterr()
@@ -244,10 +244,10 @@ def test_results_that_exist_are_overwritten_only_with_force(started, prompts, tm
     out = tmp_path / "out.jsonl"
     out.write_text("paid for\n" * 100)
 
-    assert commands.run(["map", prompts, "-o", str(out)]) == 2
+    assert command_line.run(["map", prompts, "-o", str(out)]) == 2
     assert "--force" in capfd.readouterr().err
     assert out.read_text() == "paid for\n" * 100
-    assert commands.run(["map", prompts, "-o", str(out), "--force"]) == 0
+    assert command_line.run(["map", prompts, "-o", str(out), "--force"]) == 0
     assert len(rows_of(out.read_text())) == 3
 
 
@@ -271,7 +271,7 @@ def test_a_supervisor_that_cannot_start_is_one_message(
     out.write_text("old\n")
     more = ["-o", str(out), "--force"] if command == "map" else []
 
-    assert commands.run([command, prompts, *more]) == code
+    assert command_line.run([command, prompts, *more]) == code
 
     assert capfd.readouterr() == ("", f"Error: {error}\n")
     assert out.read_text() == "old\n"
@@ -286,7 +286,7 @@ def test_a_client_that_cannot_start_while_mapping_is_one_message(
 ):
     failing["a"] = error
 
-    assert commands.run(["map", prompts]) == code
+    assert command_line.run(["map", prompts]) == code
 
     output = capfd.readouterr()
     assert output.err == f"Error: {error}\n"
@@ -294,20 +294,20 @@ def test_a_client_that_cannot_start_while_mapping_is_one_message(
 
 
 def test_a_full_disk_is_one_message(started, prompts, capfd):
-    assert commands.run(["map", prompts, "-o", "/dev/full"]) == 1
+    assert command_line.run(["map", prompts, "-o", "/dev/full"]) == 1
 
     assert "No space left" in capfd.readouterr().err
     assert started[0].closed == [0]
 
 
 def test_verbose_summarizes_without_a_terminal(started, prompts, capfd):
-    assert commands.run(["map", prompts, "-v"]) == 0
+    assert command_line.run(["map", prompts, "-v"]) == 0
 
     assert capfd.readouterr().err.startswith("3 prompts: 3 answered, 0 failed, ")
 
 
 def test_query_shows_the_text_once(started, capfd):
-    assert commands.run(["query", "hello", "--client", "c", "--timeout-s", "2"]) == 0
+    assert command_line.run(["query", "hello", "--client", "c", "--timeout-s", "2"]) == 0
 
     assert capfd.readouterr() == ("hello\n", "")
     assert started[0].prompts == [("hello", 2.0)]
@@ -318,7 +318,7 @@ def test_query_shows_the_text_once(started, capfd):
 def test_query_takes_its_prompt_from_a_pipe(started, stdin, capfd, arguments):
     stdin("two\nlinés\n".encode())
 
-    assert commands.run(arguments) == 0
+    assert command_line.run(arguments) == 0
 
     assert capfd.readouterr().out == "two\nlinés\n"
     assert started[0].prompts[0][0] == "two\nlinés"
@@ -327,11 +327,11 @@ def test_query_takes_its_prompt_from_a_pipe(started, stdin, capfd, arguments):
 def test_query_refuses_a_prompt_that_is_not_text(started, stdin):
     stdin(b"\xff\xfe")
 
-    assert commands.run(["query", "-"]) == 2
+    assert command_line.run(["query", "-"]) == 2
 
 
 def test_query_can_print_every_message_as_json(started, capfd):
-    assert commands.run(["query", "hello", "--json"]) == 0
+    assert command_line.run(["query", "hello", "--json"]) == 0
 
     types_shown = [row["type"] for row in rows_of(capfd.readouterr().out)]
     assert types_shown == ["StreamEvent", "StreamEvent", "AssistantMessage", "ResultMessage"]
@@ -340,15 +340,17 @@ def test_query_can_print_every_message_as_json(started, capfd):
 def test_query_that_fails_exits_1_after_what_was_shown(started, failing, capfd):
     failing["hello"] = ClientError("overloaded")
 
-    assert commands.run(["query", "hello"]) == 1
+    assert command_line.run(["query", "hello"]) == 1
 
     assert capfd.readouterr() == ("hello\n", "Error: overloaded\n")
 
 
 def test_query_has_claude_send_its_text_in_pieces_unless_told_otherwise(started):
-    commands.run(["query", "x", "--client", "claude"])
-    commands.run(["query", "x", "--client", "claude", "--set", "include_partial_messages=false"])
-    commands.run(["query", "x", "--client", "claude", "--json"])
+    command_line.run(["query", "x", "--client", "claude"])
+    command_line.run(
+        ["query", "x", "--client", "claude", "--set", "include_partial_messages=false"]
+    )
+    command_line.run(["query", "x", "--client", "claude", "--json"])
 
     options = [supervisor.settings["options"] for supervisor in started]
     assert options == [{"include_partial_messages": True}, {"include_partial_messages": False}, {}]
@@ -358,15 +360,22 @@ def test_query_has_claude_send_its_text_in_pieces_unless_told_otherwise(started)
     "arguments", [["--help"], ["map", "--help"], ["query", "-h"], ["--version"]]
 )
 def test_help_and_version_fit_80_columns_and_start_nothing(started, capfd, arguments):
-    assert commands.run(arguments) == 0
+    assert command_line.run(arguments) == 0
 
     output = capfd.readouterr()
     assert max(map(len, output.out.splitlines())) <= 80
     assert started == []
 
 
+def forget_commands(monkeypatch):
+    """Have the commands imported anew by the next ``main``, and not by anybody after this test."""
+    for name in ("command_line", "commands", "serve_commands"):
+        monkeypatch.delitem(sys.modules, f"soloist.supervisor.{name}")
+        monkeypatch.delattr(sys.modules["soloist.supervisor"], name)
+
+
 def test_missing_libraries_are_named_in_one_line(monkeypatch, capsys):
-    monkeypatch.delitem(sys.modules, "soloist.supervisor.commands")
+    forget_commands(monkeypatch)
     monkeypatch.setitem(sys.modules, "click", None)
 
     assert cli.main() == 2
@@ -377,7 +386,7 @@ def test_missing_libraries_are_named_in_one_line(monkeypatch, capsys):
 
 
 def test_another_missing_module_is_not_hidden(monkeypatch):
-    monkeypatch.delitem(sys.modules, "soloist.supervisor.commands")
+    forget_commands(monkeypatch)
     monkeypatch.setitem(sys.modules, "soloist.supervisor.map_run", None)
 
     with pytest.raises(ModuleNotFoundError):

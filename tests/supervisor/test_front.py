@@ -48,7 +48,6 @@ class Harness:
     """A front between a fake channel and lists of what it wants done."""
 
     number = 9
-    incarnation = 4
 
     def __init__(self, **options):
         self.channel = FakeChannel()
@@ -162,7 +161,9 @@ class TestQuery:
 
 class TestOutcome:
     def test_is_a_result_with_all_messages(self, harness, channel):
-        harness.ask(order=9).settle(answer(MESSAGE, RESULT))
+        request = harness.ask(order=9)
+        request.incarnation = 4
+        request.settle(answer(MESSAGE, RESULT))
         assert channel.sent == [
             (
                 ALICE,

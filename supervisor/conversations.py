@@ -1,0 +1,375 @@
+"""The conversations that were opened through the gateway: who may use which, and by which words.
+
+Owns their handles, tickets and names. What happens in a conversation is its broker's, in the pool
+that it belongs to. On the gateway's thread; what others answer comes there as futures do, through
+the inbox.
+
+Invariants: a conversation is found only by who opened it, by who has shown its ticket, or, if it
+is of a local socket, by every peer of one; one without a name ends with the last connection of its
+scope; nothing here waits.
+
+Source: SPEC.md, section 2.6.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import math
+import secrets
+from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+from soloist.protocol import public
+from soloist.protocol.content import Map
+from soloist.protocol.errors import InvalidOptions, QueueFull, SessionClosed, SoloistError, to_info
+from soloist.supervisor.brokers import Address, SessionLimits
+from soloist.supervisor.exchange import Call, Peer
+from soloist.supervisor.inbox import Inbox
+from soloist.supervisor.reactor import Reactor
+from soloist.supervisor.results import SessionStats
+
+LOCAL = "local"
+"""The owner of everything that peers of local sockets open."""
+
+
+class ServedPool(NamedTuple):
+    """A pool that peers may use; ``commands`` are the methods of its client that they may call."""
+
+    reactor: Reactor
+    max_payload_bytes: int
+    credit_bytes: int
+    timeout_s: float | None = None
+    control_timeout_s: float = 60.0
+    commands: frozenset[str] = frozenset()
+
+
+def _random_id() -> bytes:
+    return secrets.token_bytes(public.ID_BYTES)
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Conversation:
+    """One that is open.
+
+    Attributes:
+        pool: the name of its pool.
+        name: what its owner calls it, ``None`` for one connection's own.
+        owner: who opened it.
+        scope: the ids of who opened it.
+        limits: its bounds.
+        address: where it is.
+        handle: what all its peers call it.
+        ticket: admits another owner.
+        admitted: every owner who may use it.
+    """
+
+    pool: str
+    name: str | None
+    owner: Hashable
+    scope: Hashable
+    limits: SessionLimits
+    address: Address
+    handle: bytes = dataclasses.field(default_factory=_random_id)
+    ticket: bytes = dataclasses.field(default_factory=_random_id)
+    admitted: set[Hashable] = dataclasses.field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.admitted.add(self.owner)
+
+
+class Conversations:
+    """All of them.
+
+    Args:
+        pools: by the name that peers use; the first is for those who name none.
+        home: the way to this thread.
+        max_conversations: most of one owner.
+        default: the bounds of one that is opened without.
+    """
+
+    def __init__(
+        self,
+        pools: Mapping[str, ServedPool],
+        home: Inbox,
+        *,
+        max_conversations: int,
+        default: SessionLimits,
+    ) -> None:
+        self._pools = pools
+        self._home = home
+        self._max_conversations = max_conversations
+        self._default = default
+        self._open: dict[bytes, Conversation] = {}
+        self._names: dict[tuple[Hashable, str, str | None], Conversation] = {}
+        self._tickets: dict[bytes, Conversation] = {}
+        self._counts: dict[Hashable, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def pool_name(self, name: str | None) -> str:
+        """Give the pool that a peer means.
+
+        Raises:
+            InvalidOptions: there is no such one.
+        """
+        name = next(iter(self._pools)) if name is None else name
+        if name not in self._pools:
+            known = ", ".join(self._pools)
+            raise InvalidOptions(f"there is no client {name!r} here; there is {known}")
+        return name
+
+    def found(self, peer: Peer, handle: bytes) -> Conversation:
+        """Give the conversation that a peer may use by that handle.
+
+        Raises:
+            SessionClosed: there is none.
+        """
+        conversation = self._open.get(handle)
+        if conversation is None or peer.owner not in conversation.admitted:
+            raise SessionClosed("there is no such conversation, or not any more", started=False)
+        return conversation
+
+    # -- what peers ask --------------------------------------------------------------------------
+
+    def open(self, call: Call, peer: Peer, message: public.Open) -> None:
+        """Begin a conversation, or join one.
+
+        Raises:
+            SessionClosed: nothing belongs to that ticket.
+            QueueFull: the owner has too many.
+            InvalidOptions: no such client, or a bound that is none.
+        """
+        if message.ticket is not None:
+            conversation = self._tickets.get(message.ticket)
+            if conversation is None:
+                raise SessionClosed("there is no conversation with that ticket", started=False)
+            conversation.admitted.add(peer.owner)
+            self._say_opened(call, peer, conversation)
+            return
+        pool = self.pool_name(message.client)
+        known = self._names.get((peer.owner, pool, message.name)) if message.name else None
+        limits = self._limits(message, known)
+        self._take_place(peer.owner)
+        reactor = self._pools[pool].reactor
+        ready: Future[None] | None = None if message.name else Future()
+        opening = reactor.open_session(_inner_name(peer, message.name), limits, ready)
+
+        def begun() -> None:
+            try:
+                address = opening.result()
+            except SoloistError as error:
+                self._free_place(peer.owner)
+                _refuse(call, error)
+                return
+            new = Conversation(
+                pool, message.name or None, peer.owner, peer.scope.name, limits, address
+            )
+            if ready is None:
+                self._say_opened(call, peer, self._known_or(new))
+            else:
+                self._later(ready, lambda: self._connected(call, peer, new, ready))
+
+        self._later(opening, begun)
+
+    def close(self, call: Call, peer: Peer, message: public.Close) -> None:
+        """End one for everybody.
+
+        Raises:
+            SessionClosed: there is no such one.
+        """
+        conversation = self.found(peer, message.session)
+        closing = self._close(conversation, drain=message.is_drained)
+
+        def closed() -> None:
+            self._forget(conversation)
+            call.answer(public.Done(call.id))
+
+        self._later(closing, closed)
+
+    def interrupt(self, peer: Peer, message: public.Interrupt) -> None:
+        """End the running turn of one early.
+
+        Raises:
+            SessionClosed: there is no such one.
+        """
+        conversation = self.found(peer, message.session)
+        self._pools[conversation.pool].reactor.interrupt_session(conversation.address.number)
+
+    def command(self, call: Call, peer: Peer, message: public.Command) -> None:
+        """Call a method of its client that is no turn.
+
+        Raises:
+            SessionClosed: there is no such one.
+            InvalidOptions: no such method, or the arguments cannot be sent.
+        """
+        conversation = self.found(peer, message.session)
+        pool = self._pools[conversation.pool]
+        if message.name not in pool.commands:
+            known = ", ".join(sorted(pool.commands)) or "none"
+            raise InvalidOptions(f"{message.name!r} is not among the commands here: {known}")
+        done = pool.reactor.command(conversation.address.number, message.name, message.arguments)
+
+        def answered() -> None:
+            error = done.exception()
+            if error is None:
+                call.answer(public.Done(call.id))
+            else:
+                _refuse(call, error)
+
+        self._later(done, answered)
+
+    def status(self, peer: Peer, handle: bytes, report: Callable[[Map], None]) -> None:
+        """Report on one; of one that is over there is nothing to report.
+
+        Raises:
+            SessionClosed: there is no such one.
+        """
+        conversation = self.found(peer, handle)
+        asked = self._stats(conversation)
+
+        def told() -> None:
+            stats = asked.result()
+            status = {} if stats is None else dataclasses.asdict(stats)
+            if status:
+                status["name"] = conversation.name or ""
+            if status and not peer.channel.is_local:
+                status["endpoint"] = ""
+            report(status)
+
+        self._later(asked, told)
+
+    # -- what happens by itself ------------------------------------------------------------------
+
+    def scope_gone(self, scope: Hashable) -> None:
+        """The last connection of a scope has gone: end what was its alone."""
+        for conversation in tuple(self._open.values()):
+            if conversation.scope == scope and conversation.name is None:
+                self._close(conversation)
+                self._forget(conversation)
+
+    def sweep(self) -> None:
+        """Forget those that have ended without a word from here, such as for want of use."""
+        for conversation in tuple(self._open.values()):
+            self._later(
+                asked := self._stats(conversation),
+                functools.partial(self._forget_if_over, conversation, asked),
+            )
+
+    # -- helpers ---------------------------------------------------------------------------------
+
+    def _connected(self, call: Call, peer: Peer, new: Conversation, ready: Future[None]) -> None:
+        """One connection's own is there, unless its client could not start."""
+        error = ready.exception()
+        if error is None and not peer.scope.peers:
+            error = SessionClosed("its peer has gone", started=False)
+        if error is not None:
+            self._free_place(peer.owner)
+            self._close(new)
+            _refuse(call, error)
+            return
+        self._say_opened(call, peer, self._known_or(new))
+
+    def _known_or(self, new: Conversation) -> Conversation:
+        """Give the one of that address, if it is known; else this one, from here on."""
+        key = (new.owner, new.pool, new.name)
+        known = self._names.get(key)
+        if known is not None and known.address == new.address:
+            self._free_place(new.owner)
+            return known
+        if known is not None:
+            self._forget(known)
+        if new.name is not None:
+            self._names[key] = new
+        self._open[new.handle] = self._tickets[new.ticket] = new
+        return new
+
+    def _say_opened(self, call: Call, peer: Peer, conversation: Conversation) -> None:
+        asked = self._stats(conversation)
+
+        def told() -> None:
+            stats = asked.result()
+            if stats is None:
+                self._forget(conversation)
+                _refuse(call, SessionClosed("the conversation has just ended", started=False))
+                return
+            endpoint = conversation.address.endpoint if peer.channel.is_local else ""
+            opened = public.Opened(
+                call.id,
+                conversation.handle,
+                conversation.ticket,
+                endpoint,
+                max(1, stats.incarnation),
+            )
+            call.answer(opened)
+
+        self._later(asked, told)
+
+    def _limits(self, message: public.Open, known: Conversation | None) -> SessionLimits:
+        max_queue, idle_ms = message.max_queue, message.idle_timeout_ms
+        if known is not None and max_queue is None and idle_ms is None:
+            return known.limits
+        most = self._default
+        limits = SessionLimits(
+            most.max_queue if max_queue is None else max_queue,
+            most.idle_timeout_s if idle_ms is None else idle_ms / 1000,
+        )
+        if not 1 <= limits.max_queue <= most.max_queue:
+            raise InvalidOptions(f"max_queue is from 1 to {most.max_queue:,} here")
+        longest_s = most.idle_timeout_s or math.inf
+        if limits.idle_timeout_s is not None and not 0 < limits.idle_timeout_s <= longest_s:
+            raise InvalidOptions(f"idle_timeout_ms is from 1 to {longest_s * 1000:,.0f} here")
+        return limits
+
+    def _take_place(self, owner: Hashable) -> None:
+        count = self._counts.get(owner, 0)
+        if count >= self._max_conversations:
+            raise QueueFull(f"{count:,} conversations are open already (max_conversations)")
+        self._counts[owner] = count + 1
+
+    def _free_place(self, owner: Hashable) -> None:
+        self._counts[owner] -= 1
+        if not self._counts[owner]:
+            del self._counts[owner]
+
+    def _forget(self, conversation: Conversation) -> None:
+        if self._open.pop(conversation.handle, None) is None:
+            return
+        del self._tickets[conversation.ticket]
+        key = (conversation.owner, conversation.pool, conversation.name)
+        if self._names.get(key) is conversation:
+            del self._names[key]
+        self._free_place(conversation.owner)
+
+    def _forget_if_over(
+        self, conversation: Conversation, asked: Future[SessionStats | None]
+    ) -> None:
+        if asked.result() is None:
+            self._forget(conversation)
+
+    def _close(self, conversation: Conversation, *, drain: bool = False) -> Future[None]:
+        reactor = self._pools[conversation.pool].reactor
+        return reactor.close_session(conversation.address.number, drain=drain)
+
+    def _stats(self, conversation: Conversation) -> Future[SessionStats | None]:
+        reactor = self._pools[conversation.pool].reactor
+        return reactor.session_stats(conversation.address.number)
+
+    def _later(self, future: Future[Any], then: Callable[[], None]) -> None:
+        """Have something done on this thread when the future is done."""
+        future.add_done_callback(lambda _: self._home.post(then))
+
+
+def _inner_name(peer: Peer, name: str | None) -> str:
+    """What a conversation is called in its pool: one owner's names are not another's."""
+    if not name or peer.owner == LOCAL:
+        return name or ""
+    digest = hashlib.blake2b(repr(peer.owner).encode(), digest_size=8).hexdigest()
+    return f"{digest}/{name}"
+
+
+def _refuse(call: Call, error: BaseException) -> None:
+    call.answer(public.Error(call.id, None, to_info(error)))

@@ -1,0 +1,443 @@
+"""The public endpoint: what foreign programs say becomes the same calls as a program's own.
+
+Owns the peers of one process that serves: who they are, and what they have asked. Runs on the I/O
+thread of one Supervisor, its *home*; what comes from others is taken there through its inbox.
+Decides nothing about the order of service.
+
+Invariants: nothing that a peer does raises here; what a peer asked ends with exactly one reply; no
+id of one scope runs twice; a peer that has been silent for three heartbeats has gone; everything
+that peers can make grow is bounded.
+
+Source: SPEC.md, chapter 2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
+from typing import Any, Protocol
+
+from soloist.protocol import codec, public, public_codec
+from soloist.protocol.content import Map
+from soloist.protocol.errors import (
+    HelloRequired,
+    OutcomeUnknown,
+    ProtocolError,
+    QueueFull,
+    RequestTimeout,
+    SoloistError,
+    to_info,
+)
+from soloist.supervisor.brokers import SessionLimits
+from soloist.supervisor.control import ControlRequest
+from soloist.supervisor.conversations import Conversations, ServedPool
+from soloist.supervisor.exchange import Asked, Call, Exchange, FarSink, GatewayChannel, Key, Peer
+from soloist.supervisor.inbox import Inbox
+from soloist.supervisor.outcomes import Outcomes, Scope, Unknown
+from soloist.supervisor.peers import GatewayLimits, Peers
+from soloist.supervisor.request import POOL, Request
+
+MAX_TAKEN = 64
+"""Messages taken from one socket at once: a peer that never stops must not keep others waiting."""
+_PONG = public_codec.encode(public.Pong())
+
+
+class Home(Protocol):
+    """The I/O thread on which a gateway runs, as seen from that thread."""
+
+    inbox: Inbox
+
+    def submit(self, request: Request) -> None:
+        """Take a request in."""
+
+    def cancel(self, requests: list[Request], error: SoloistError | None = None) -> None:
+        """End these early."""
+
+
+class Sockets(Protocol):
+    """See :class:`soloist.supervisor.gateway_channel.GatewaySockets`."""
+
+    @property
+    def channels(self) -> Sequence[GatewayChannel]:
+        """One for each endpoint."""
+
+    def close(self) -> None:
+        """Close them all."""
+
+
+class Gateway:
+    """All peers of one process that serves.
+
+    Args:
+        home: where it runs.
+        pools: by the name that peers use; the first is for those who name none, and the home's.
+        limits: what peers may cost.
+        sockets: where peers come from; closed with the gateway.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        pools: Mapping[str, ServedPool],
+        limits: GatewayLimits,
+        sockets: Sockets,
+    ) -> None:
+        self._home = home
+        self._home_name = next(iter(pools))
+        self._pools = pools
+        self._limits = limits
+        self._sockets = sockets
+        self._channels = tuple(sockets.channels)
+        self._epoch = secrets.token_bytes(public.ID_BYTES)
+        self._outcomes: Outcomes[Asked] = Outcomes(
+            limits.max_outcome_bytes, limits.max_ids, limits.retention_s
+        )
+        self._peers = Peers(self._channels, limits, self._outcomes, self._gone)
+        self._conversations = Conversations(
+            pools,
+            home.inbox,
+            max_conversations=limits.max_conversations,
+            default=SessionLimits(limits.max_queue, limits.idle_timeout_s),
+        )
+        self._waiting: dict[tuple[str, int], int] = {}
+        self._beat_at = math.inf
+        self._calls: Mapping[type, Callable[[Call, Peer, Any], None]] = {
+            public.Open: self._conversations.open,
+            public.Close: self._conversations.close,
+            public.Command: self._conversations.command,
+        }
+        self._words: Mapping[type, Callable[[Peer, Any], None]] = {
+            public.Cancel: self._cancel,
+            public.Credit: self._credit,
+            public.ControlReply: self._control_reply,
+            public.Interrupt: self._conversations.interrupt,
+        }
+
+    # -- on the thread's turns -----------------------------------------------------------------
+
+    def sources(self) -> list[tuple[int, Callable[[], None]]]:
+        """The sockets' descriptors, and what to call when one is readable."""
+        return [(channel.fileno(), channel.wake) for channel in self._channels]
+
+    def close(self) -> None:
+        """Close the sockets."""
+        self._sockets.close()
+
+    def has_input(self) -> bool:
+        """Whether ``take`` has something to do."""
+        return self._peers.has_lost or any(channel.has_input() for channel in self._channels)
+
+    def take(self) -> None:
+        """Do what peers ask, up to ``MAX_TAKEN`` messages a socket."""
+        self._peers.drop_lost()
+        for place, channel in enumerate(self._channels):
+            for _ in range(MAX_TAKEN):
+                if (received := channel.receive()) is None:
+                    break
+                self._hear(place, *received)
+
+    def next_deadline(self) -> float:
+        """When ``go_on`` wants to be called."""
+        return self._beat_at
+
+    def go_on(self, now: float) -> None:
+        """See who has gone, and forget what was kept long enough."""
+        if now < self._beat_at:
+            return
+        self._peers.drop_silent(now)
+        self._outcomes.expire(now)
+        self._conversations.sweep()
+        is_alive = self._peers or len(self._outcomes) or len(self._conversations)
+        self._beat_at = now + self._limits.heartbeat_s if is_alive else math.inf
+
+    # -- who is there --------------------------------------------------------------------------
+
+    def _hear(
+        self,
+        place: int,
+        envelope: public.Envelope,
+        curve_key: str,
+        message: public.FromClient | public.Error,
+    ) -> None:
+        channel, now = self._channels[place], time.monotonic()
+        self._beat_at = min(self._beat_at, now + self._limits.heartbeat_s)
+        key = place, envelope[0]
+        peer = self._peers.heard(key, now)
+        if isinstance(message, public.Error):
+            channel.send(envelope, public_codec.encode(message))
+        elif len(envelope) > 1:
+            peer = self._peers.passing(key, curve_key, None, now)
+            self._obey(peer, envelope, message)
+            self._outcomes.tidy(peer.scope)
+        elif isinstance(message, public.Hello):
+            self._greet(key, curve_key, message, peer)
+        elif peer is None:
+            about = getattr(message, "id", None)
+            _refuse(channel, envelope, about, HelloRequired("HELLO comes first"))
+        else:
+            self._obey(peer, envelope, message)
+
+    def _obey(self, peer: Peer, envelope: public.Envelope, message: public.FromClient) -> None:
+        """Do what one message says."""
+        if isinstance(message, public.Query):
+            self._query(peer, envelope, message)
+        elif isinstance(message, public.Ping):
+            peer.send(envelope, _PONG)
+        elif isinstance(message, public.Status):
+            self._status(peer, envelope, message)
+        elif isinstance(message, public.Open | public.Close | public.Command):
+            self._call(peer, envelope, message)
+        else:
+            try:
+                self._words[type(message)](peer, message)
+            except SoloistError as error:
+                _refuse(peer.channel, envelope, None, error)
+
+    def _greet(self, key: Key, curve_key: str, hello: public.Hello, peer: Peer | None) -> None:
+        place, address = key
+        try:
+            if public.VERSION not in hello.versions:
+                raise ProtocolError(f"version {public.VERSION} is spoken here", started=False)
+            if peer is None:
+                peer = self._peers.admit(key, curve_key, hello.secret, time.monotonic())
+        except SoloistError as error:
+            _refuse(self._channels[place], (address,), None, error)
+            return
+        peer.send(peer.envelope, self._welcome())
+
+    def _welcome(self) -> public.Welcome:
+        pool = self._pools[self._home_name]
+        return public.Welcome(
+            public.VERSION,
+            self._epoch,
+            round(self._limits.heartbeat_s * 1000),
+            pool.credit_bytes,
+            pool.max_payload_bytes,
+            self._limits.max_requests,
+            list(self._pools),
+        )
+
+    def _gone(self, peer: Peer) -> None:
+        """A connection has gone: what it asked ends, or runs on for who comes back."""
+        for asked in tuple(peer.asked.values()):
+            asked.detach()
+            if isinstance(asked, Exchange) and not asked.outlives:
+                self._end_early(asked)
+        if not peer.scope.peers:
+            self._conversations.scope_gone(peer.scope.name)
+
+    # -- prompts -------------------------------------------------------------------------------
+
+    def _query(self, peer: Peer, envelope: public.Envelope, query: public.Query) -> None:
+        if self._is_known(peer, envelope, query.id, query.resent):
+            return
+        try:
+            position = self._run(peer, envelope, query)
+        except SoloistError as error:
+            _refuse(peer.channel, envelope, query.id, error)
+            return
+        if position and query.id in peer.asked and len(envelope) == 1:
+            peer.send(envelope, public.Accepted(query.id, position))
+
+    def _is_known(
+        self, peer: Peer, envelope: public.Envelope, known_id: bytes, resent: bytes | None
+    ) -> bool:
+        """Whether that id has come before: then who sends it again waits for it, or has it now."""
+        found = self._outcomes.find(peer.scope, known_id)
+        match found:
+            case bytes():
+                peer.send(envelope, found)
+            case Exchange():
+                peer.attach(found, envelope)
+                found.asked_again()
+            case Call():
+                peer.attach(found, envelope)
+            case Unknown():
+                is_doubtful = found is Unknown.DOUBTFUL or resent != self._epoch
+                if found is not Unknown.FORGOTTEN and not (resent and is_doubtful):
+                    return False
+                _refuse(peer.channel, envelope, known_id, OutcomeUnknown("it may have run"))
+        return True
+
+    def _run(self, peer: Peer, envelope: public.Envelope, query: public.Query) -> int:
+        """Hand a prompt over; how many for the same worker or pool were before it.
+
+        Raises:
+            SoloistError: it is refused; it certainly never ran.
+        """
+        target = self._target(peer, query)
+        pool = self._pools[target[0]]
+        payload = codec.encode_prompt(query.prompt, pool.max_payload_bytes)
+        self._check_room(peer.scope, len(payload))
+        exchange = Exchange(
+            peer,
+            envelope,
+            query,
+            target=target,
+            size=len(payload),
+            credit_bytes=pool.credit_bytes,
+            on_over=self._is_over,
+        )
+        timeout_s = pool.timeout_s if query.timeout_ms is None else query.timeout_ms / 1000
+        exchange.request = request = Request(
+            "" if not query.has_control else query.prompt,
+            payload,
+            exchange,
+            deadline=None if timeout_s is None else time.monotonic() + timeout_s,
+            is_streamed=query.is_streamed,
+        )
+        request.session = target[1]
+        if query.has_control:
+            request.on_control = functools.partial(self._ask, exchange, pool.control_timeout_s)
+        before = self._waiting.get(target, 0)
+        self._waiting[target] = before + 1
+        self._outcomes.begin(peer.scope, query.id, exchange, len(payload))
+        self._submit(exchange, request)
+        return before
+
+    def _target(self, peer: Peer, query: public.Query) -> tuple[str, int]:
+        """Which pool, and which of its sessions.
+
+        Raises:
+            InvalidOptions: there is no such client.
+            SessionClosed: there is no such conversation, for this peer.
+        """
+        if query.session is None:
+            return self._conversations.pool_name(query.client), POOL
+        conversation = self._conversations.found(peer, query.session)
+        return conversation.pool, conversation.address.number
+
+    def _check_room(self, scope: Scope[Asked], size: int) -> None:
+        limits = self._limits
+        if len(scope.requests) >= limits.max_requests:
+            raise QueueFull(f"{limits.max_requests:,} requests have no outcome yet (max_requests)")
+        if scope.queued_bytes and scope.queued_bytes + size > limits.max_queued_bytes:
+            raise QueueFull(f"over {limits.max_queued_bytes:,} bytes of prompts wait already")
+
+    def _submit(self, exchange: Exchange, request: Request) -> None:
+        name, _ = exchange.target
+        if name == self._home_name:
+            self._home.submit(request)
+            return
+        pool = self._pools[name]
+        request.sink = FarSink(
+            exchange, self._home.inbox, pool.credit_bytes, lambda r: pool.reactor.cancel((r,))
+        )
+        try:
+            pool.reactor.submit((request,))
+        except SoloistError as error:
+            request.sink = exchange
+            request.settle(error)
+
+    def _end_early(self, exchange: Exchange) -> None:
+        name, _ = exchange.target
+        if name == self._home_name:
+            self._home.cancel([exchange.request])
+        else:
+            self._pools[name].reactor.cancel((exchange.request,))
+
+    def _is_over(self, asked: Asked, outcome: bytes) -> None:
+        """Its outcome is about to be sent: keep it for who asks again."""
+        self._outcomes.end(asked.scope, asked.id, asked.size, outcome, time.monotonic())
+        if isinstance(asked, Exchange):
+            self._waiting[asked.target] -= 1
+            if not self._waiting[asked.target]:
+                del self._waiting[asked.target]
+
+    def _cancel(self, peer: Peer, cancel: public.Cancel) -> None:
+        asked = peer.scope.requests.get(cancel.id)
+        if isinstance(asked, Exchange):
+            self._end_early(asked)
+
+    @staticmethod
+    def _credit(peer: Peer, credit: public.Credit) -> None:
+        asked = peer.asked.get(credit.id)
+        if isinstance(asked, Exchange):
+            asked.grant(credit.granted_bytes)
+
+    # -- what agents ask -------------------------------------------------------------------------
+
+    def _ask(self, exchange: Exchange, timeout_s: float, question: ControlRequest) -> Map:
+        """Have a peer answer; on a thread of the question's own.
+
+        Raises:
+            RequestTimeout: nobody did.
+        """
+        answer: Future[Map] = Future()
+        self._home.inbox.post(lambda: exchange.ask(question, answer))
+        try:
+            return answer.result(timeout_s)
+        except (TimeoutError, CancelledError) as error:
+            raise RequestTimeout("no peer has answered the agent's question") from error
+
+    @staticmethod
+    def _control_reply(peer: Peer, reply: public.ControlReply) -> None:
+        asked = peer.asked.get(reply.id)
+        if isinstance(asked, Exchange):
+            asked.answered(reply.number, reply.data)
+
+    # -- all else --------------------------------------------------------------------------------
+
+    def _call(
+        self,
+        peer: Peer,
+        envelope: public.Envelope,
+        message: public.Open | public.Close | public.Command,
+    ) -> None:
+        """Have something done that is no prompt."""
+        if self._is_known(peer, envelope, message.id, None):
+            return
+        try:
+            self._check_room(peer.scope, 0)
+        except SoloistError as error:
+            _refuse(peer.channel, envelope, message.id, error)
+            return
+        call = Call(peer, envelope, message.id, self._is_over)
+        self._outcomes.begin(peer.scope, message.id, call, 0)
+        try:
+            self._calls[type(message)](call, peer, message)
+        except SoloistError as error:
+            call.answer(public.Error(call.id, None, to_info(error)))
+
+    def _status(self, peer: Peer, envelope: public.Envelope, message: public.Status) -> None:
+        """Report on a conversation, or on everything; nothing of it is kept."""
+
+        def report(status: Map) -> None:
+            peer.send(envelope, public.Report(message.id, status))
+
+        if message.session is None:
+            self._report(peer, report)
+            return
+        try:
+            self._conversations.status(peer, message.session, report)
+        except SoloistError as error:
+            _refuse(peer.channel, envelope, message.id, error)
+
+    def _report(self, peer: Peer, report: Callable[[Map], None]) -> None:
+        asked = {name: pool.reactor.stats() for name, pool in self._pools.items()}
+        left = set(asked)
+
+        def told(name: str) -> None:
+            left.discard(name)
+            if left:
+                return
+            clients = {name: dataclasses.asdict(stats.result()) for name, stats in asked.items()}
+            for stats in clients.values() if not peer.channel.is_local else ():
+                del stats["sessions"]
+            counts = {"peers": len(self._peers), "requests": self._outcomes.requests}
+            report({**counts, "kept": self._outcomes.kept, "clients": clients})
+
+        for name, stats in asked.items():
+            then = functools.partial(told, name)
+            stats.add_done_callback(lambda _, then=then: self._home.inbox.post(then))  # type: ignore[misc]
+
+
+def _refuse(
+    channel: GatewayChannel, envelope: public.Envelope, about: bytes | None, error: SoloistError
+) -> None:
+    channel.send(envelope, public_codec.encode(public.Error(about, None, to_info(error))))

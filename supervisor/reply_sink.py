@@ -1,0 +1,127 @@
+"""What becomes of one foreign request's messages and outcome: the words that its peer hears.
+
+Owns the flow control of one request. Who sends, and what has to be known of the request when it is
+over, is its subclass's: a session's own socket (``front``) or the gateway (``exchange``).
+
+Invariants: exactly one RESULT or ERROR, after all MESSAGEs; a reader whose credit does not suffice
+is cut off, and never heard of as having the whole answer.
+
+Source: SPEC.md, sections 1.5 to 1.7.
+"""
+
+from __future__ import annotations
+
+import abc
+
+from soloist.protocol import codec, public, public_codec
+from soloist.protocol.content import function_messages
+from soloist.protocol.errors import RemoteProtocolError, SlowReader, SoloistError, to_info
+from soloist.protocol.messages import Answer
+from soloist.supervisor.request import Request
+
+_NO_MESSAGES = codec.join([])
+_LONGEST_S = 1e15  # whatever a worker says, its milliseconds fit into 64 bits
+
+
+class ReplySink(abc.ABC):
+    """Where the messages and the outcome of one foreign request go.
+
+    Args:
+        envelope: where to.
+        request_id: what its peer calls the request.
+        credit_bytes: the credit that it begins with.
+    """
+
+    __slots__ = ("_credit", "_is_cut", "_max_credit", "_seq", "envelope", "id", "request")
+
+    request: Request
+
+    def __init__(self, envelope: public.Envelope, request_id: bytes, credit_bytes: int) -> None:
+        self.envelope = envelope
+        self.id = request_id
+        self._credit = self._max_credit = credit_bytes
+        self._seq = 0
+        self._is_cut = False
+
+    @abc.abstractmethod
+    def send(self, data: bytes) -> bool:
+        """Send a reply; ``False`` if the peer is gone."""
+
+    @abc.abstractmethod
+    def over(self, outcome: bytes) -> None:
+        """The request is over; ``outcome`` is what will be said of it."""
+
+    def grant(self, count_bytes: int) -> None:
+        """The peer has read so much; there is never more credit than at the beginning."""
+        self._credit = min(self._max_credit, self._credit + count_bytes)
+
+    def stream(self, request: Request, message: bytes) -> bool:
+        """Send one message; ``False`` if the peer is gone or has no credit for it.
+
+        A message larger than the whole credit goes out if nothing else is unread.
+        """
+        del request
+        data = public_codec.encode(public.Message(self.id, self._seq + 1, message))
+        is_fitting = len(data) <= self._credit or self._credit == self._max_credit
+        if self._is_cut or not is_fitting or not self.send(data):
+            self._is_cut = True
+            return False
+        self._seq += 1
+        self._credit -= len(data)
+        return True
+
+    def settle(self, request: Request) -> None:
+        """Send the outcome."""
+        try:
+            reply = self._reply(request)
+        except RemoteProtocolError as error:  # the worker's
+            reply = self._error(request, error)
+        data = public_codec.encode(reply)
+        self.over(data)
+        self.send(data)
+
+    def is_whole(self, request: Request) -> bool:
+        """Whether the outcome is to hold the messages."""
+        return not request.is_streamed
+
+    def _reply(self, request: Request) -> public.ToClient:
+        outcome = request.outcome
+        if isinstance(outcome, Answer):
+            return self._answer(request, outcome)
+        assert outcome is not None
+        return self._error(request, outcome)
+
+    def _answer(self, request: Request, answer: Answer) -> public.ToClient:
+        """The result; before it, what of a streamed answer has not been sent yet."""
+        duration_s = min(answer.duration_s, _LONGEST_S)
+        messages = answer.messages or _messages_of_callable(answer, duration_s)
+        if not self.is_whole(request):
+            rest = public_codec.split(messages, self._seq)
+            if self._is_cut or not all(self.stream(request, message) for message in rest):
+                return self._error(request, SlowReader("the reader fell too far behind"))
+            messages = _NO_MESSAGES
+        return self._result(request, answer, round(duration_s * 1000), messages)
+
+    def _result(
+        self, request: Request, answer: Answer, duration_ms: int, messages: bytes
+    ) -> public.Result:
+        return public.Result(
+            self.id,
+            request.order,
+            request.incarnation,
+            answer.text,
+            answer.num_turns,
+            duration_ms,
+            None,
+            None,
+            messages,
+        )
+
+    def _error(self, request: Request, error: SoloistError) -> public.Error:
+        return public.Error(self.id, request.order or None, to_info(error))
+
+
+def _messages_of_callable(answer: Answer, duration_s: float) -> bytes:
+    """A bare callable has none of its own."""
+    messages = function_messages(answer.text, num_turns=answer.num_turns, duration_s=duration_s)
+    return codec.join([codec.encode_message(message) for message in messages])
