@@ -16,6 +16,8 @@ import zmq.auth
 
 from soloist.protocol.errors import InvalidOptions
 
+KEY_CHARS = 40
+"""A key of 32 bytes in Z85."""
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -76,6 +78,8 @@ def load(path: Path, *, is_secret: bool = False) -> tuple[bytes, bytes]:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:
         raise InvalidOptions(f"cannot read the key file {path}: {error}") from error
+    if any(len(key) != KEY_CHARS for key in (public, secret) if key):
+        raise InvalidOptions(f"the key in {path} is not {KEY_CHARS} characters long")
     if is_secret and not secret:
         raise InvalidOptions(f"{path} has no secret key; name the file that ends with _secret")
     if secret and mode & _OTHERS:

@@ -80,19 +80,25 @@ def check_positive_seconds(**values: object) -> None:
             raise InvalidOptions(f"{name} must be above 0 s, or None for no limit")
 
 
-def reserve_descriptors(size: int) -> None:
-    """Raise this process's soft limit of descriptors as far as ``size`` workers need it.
+def reserve_descriptors(size: int, connections: int = 0) -> None:
+    """Raise this process's soft limit of descriptors as far as it needs them.
+
+    Args:
+        size: workers.
+        connections: of foreign peers.
 
     Raises:
         TooManyWorkers: the hard limit is lower than that.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = soft if size * _PER_WORKER + _BASE <= soft // 2 else size * _PER_WORKER + soft
+    most = size * _PER_WORKER + connections
+    needed = soft if most + _BASE <= soft // 2 else most + soft
     if needed <= soft or soft == resource.RLIM_INFINITY:
         return
-    if hard != resource.RLIM_INFINITY and size * _PER_WORKER + _BASE > hard:
+    if hard != resource.RLIM_INFINITY and most + _BASE > hard:
+        peers = f" and {connections:,} connections" if connections else ""
         raise TooManyWorkers(
-            f"{size:,} workers need {size * _PER_WORKER + _BASE:,} descriptors, this process may "
+            f"{size:,} workers{peers} need {most + _BASE:,} descriptors, this process may "
             f"have {hard:,}; lower size or raise the hard limit (ulimit -Hn)",
             started=False,
         )

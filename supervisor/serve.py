@@ -6,6 +6,7 @@ Owns their beginning and end: all are started or none, and the end drains first.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from soloist.protocol.errors import SoloistError
-from soloist.supervisor import keys
+from soloist.supervisor import keys, limits
 from soloist.supervisor.api import Supervisor
 from soloist.supervisor.control import ControlRequest
 from soloist.supervisor.conversations import ServedPool
@@ -62,6 +63,8 @@ class Server:
         secured = None if config.security is None else _keys(config.security, folder)
         for endpoint in config.bind:
             check_endpoint(endpoint, has_keys=secured is not None)
+        sizes = ((s.size or os.cpu_count() or 1) + s.max_sessions for s in config.clients.values())
+        limits.reserve_descriptors(sum(sizes), config.limits.max_peers)
         with contextlib.ExitStack() as ends:
             self._supervisors = {}
             for name, section in config.clients.items():
