@@ -465,12 +465,12 @@ def test_bad_peers_cost_nobody_else_anything(ipc, tcp, peers, server):
         greedy.query("x" * 1000, stream=True)
     before = memory().rss
     context = zmq.Context()
-    for _ in range(1_000):
+    for i in range(1_000):
         with context.socket(zmq.DEALER) as passing:
             passing.linger = 0
             passing.connect(tcp)
             passing.send(b"garbage")
+        if not i % 10:
+            assert good.ask("x", timeout_ms=LIMIT_MS)["text"] == "x"
     context.term()
-    for _ in range(100):
-        assert good.ask("x", timeout_ms=LIMIT_MS)["text"] == "x"
     assert memory().rss - before < 20_000_000

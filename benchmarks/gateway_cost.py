@@ -1,0 +1,168 @@
+"""What a gateway costs, as multiples of a bare relay over the same transport, all in one run.
+
+Measures the round trip of an echo request of 100 bytes, one at a time:
+
+- F2 ipc, F2 tcp: through a bare ROUTER relay in a process of its own (two hops each way);
+- ipc, tcp: through ``soloist serve`` to a worker, against these;
+- shared: in a shared conversation, relayed by the gateway on ipc;
+- crowded: as ipc, with 1,000 idle peers connected that do nothing but their heartbeats; what they
+  cost in memory is printed, too.
+
+See ``_floors`` for how they are compared. Every answer is checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import psutil
+import zmq
+
+from benchmarks._floors import PROMPT, floors, measure, show
+
+PEERS = 1_000
+MIB = 1024 * 1024
+CONFIG = """
+bind = ["ipc://{folder}/gateway", "tcp://127.0.0.1:*"]
+[clients.echo]
+client = "echo"
+size = 1
+[limits]
+max_peers = {peers}
+"""
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[tuple[int, list[str]]]:
+    """A gateway in a process of its own: its pid, and where it is found on ipc and tcp."""
+    folder.mkdir(mode=0o700)
+    (folder / "soloist.toml").write_text(CONFIG.format(folder=folder, peers=PEERS + 10))
+    command = [sys.executable, "-m", "soloist.supervisor.cli", "serve"]
+    process = subprocess.Popen(
+        [*command, "--config", str(folder / "soloist.toml")], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    try:
+        yield process.pid, [process.stdout.readline().split(" at ")[1].strip() for _ in "12"]
+    finally:
+        process.terminate()
+        process.wait()
+        process.stdout.close()
+
+
+class Caller:
+    """A peer that knows nothing but ZeroMQ and msgpack."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
+        self.socket = context.socket(zmq.DEALER)
+        self.socket.connect(endpoint)
+        assert self.say({"type": "HELLO", "versions": [1]})["type"] == "WELCOME"
+        self._more: dict[str, Any] = {}
+
+    def say(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Say something, and hear the answer."""
+        self.socket.send(msgpack.packb({"v": 1, **fields}))
+        answer: dict[str, Any] = msgpack.unpackb(self.socket.recv())
+        return answer
+
+    def enter(self) -> None:
+        """Ask in a shared conversation from here on."""
+        opened = self.say({"type": "OPEN", "id": os.urandom(16), "name": "shared"})
+        self._more = {"session": opened["session"]}
+
+    def ask(self) -> None:
+        """One round trip."""
+        query = {"type": "QUERY", "id": os.urandom(16), "prompt": PROMPT, **self._more}
+        answer = self.say(query)
+        assert answer["type"] == "RESULT", answer
+        assert answer["text"] == PROMPT
+
+
+def crowd(endpoint: str, told: Connection) -> None:
+    """Connect the idle peers; keep them alive until told to end."""
+    context = zmq.Context()
+    context.set(zmq.MAX_SOCKETS, PEERS + 10)
+    peers = [Caller(context, endpoint) for _ in range(PEERS)]
+    told.send("connected")
+    while not told.poll(1.0):
+        for peer in peers:
+            peer.socket.send(msgpack.packb({"v": 1, "type": "PING"}))
+        for peer in peers:
+            peer.socket.recv()
+    context.destroy(0)
+
+
+@contextlib.contextmanager
+def crowded(endpoint: str, pid: int) -> Iterator[None]:
+    """Have the idle peers connected; print what they cost."""
+    memory: Callable[[], int] = lambda: psutil.Process(pid).memory_info().rss  # noqa: E731
+    before = memory()
+    here, there = multiprocessing.Pipe()
+    spawn = multiprocessing.get_context("spawn")
+    process = spawn.Process(target=crowd, args=(endpoint, there), daemon=True)
+    process.start()
+    here.recv()
+    print(f"{PEERS:,} idle peers: {(memory() - before) / MIB:.1f} MiB (at most 95)")
+    yield
+    here.send("end")
+    process.join()
+
+
+def free_port() -> int:
+    """A port of loopback that nobody has at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def main() -> None:
+    """Print the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--count", type=int, default=300, help="requests a round")
+    arguments = parser.parse_args()
+    with contextlib.ExitStack() as ends:
+        enter = ends.enter_context
+        folder = Path(enter(tempfile.TemporaryDirectory()))
+        for name in ("a", "b"):
+            (folder / name).mkdir()
+        context = zmq.Context()
+        ends.callback(context.destroy, 0)
+        _, ipc_floor = enter(floors(str(folder / "a")))
+        _, tcp_floor = enter(floors(str(folder / "b"), "tcp://127.0.0.1:" + str(free_port())))
+        _, (ipc, tcp) = enter(served(folder / "quiet"))
+        pid, (full, _) = enter(served(folder / "full"))
+        callers = {name: Caller(context, at) for name, at in
+                   {"ipc": ipc, "tcp": tcp, "shared": ipc, "crowded": full}.items()}  # fmt: skip
+        callers["shared"].enter()
+        enter(crowded(full, pid))
+        contestants = {
+            "F2 ipc": ipc_floor, "ipc": callers["ipc"].ask, "shared": callers["shared"].ask,
+            "crowded": callers["crowded"].ask, "F2 tcp": tcp_floor, "tcp": callers["tcp"].ask,
+        }  # fmt: skip
+        rounds = measure(contestants, rounds=arguments.rounds, count=arguments.count)
+    show(
+        rounds,
+        [
+            ("ipc", "F2 ipc", 2.0),
+            ("shared", "F2 ipc", 2.0),
+            ("tcp", "F2 tcp", 2.0),
+            ("crowded", "ipc", 1.3),
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()
