@@ -27,11 +27,11 @@ from soloist.protocol.errors import (
 from soloist.protocol.messages import Answer
 from soloist.supervisor import limits
 from soloist.supervisor.aio_loop import Bell, Pace, Wakeup, is_here, wrap
-from soloist.supervisor.api import Supervisor
+from soloist.supervisor.base import BaseSupervisor
 from soloist.supervisor.control import ControlRequest, Handler
+from soloist.supervisor.engine import Engine
 from soloist.supervisor.flow import Flow
 from soloist.supervisor.intake import Intake
-from soloist.supervisor.reactor import Reactor
 from soloist.supervisor.request import POOL, Request
 from soloist.supervisor.response import Response
 from soloist.supervisor.results import Result
@@ -42,8 +42,8 @@ _OWN_DOING = (RequestCancelled, SupervisorClosed)
 """Errors that the caller brought about; nobody need be told of one that nobody awaits."""
 
 
-class Core(Supervisor):
-    """The Supervisor behind; futures in place of its short waits for the I/O thread."""
+class Core(BaseSupervisor):
+    """The Supervisor behind; futures in place of its short waits for the engine."""
 
     @property
     def intake(self) -> Intake:
@@ -51,9 +51,13 @@ class Core(Supervisor):
         return self._intake
 
     @property
-    def reactor(self) -> Reactor:
-        """The I/O thread."""
-        return self._reactor
+    def engine(self) -> Engine:
+        """What carries them out."""
+        return self._engine
+
+    def end(self) -> None:
+        """End everything at once."""
+        self._kill()
 
     def new_flow(
         self,

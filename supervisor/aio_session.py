@@ -20,7 +20,7 @@ from soloist.supervisor.aio_intake import AsyncIntake, AsyncRequestFuture, Async
 from soloist.supervisor.aio_loop import current_task, is_alive, wrap
 from soloist.supervisor.brokers import Address, SessionLimits
 from soloist.supervisor.control import Handler
-from soloist.supervisor.reactor import Reactor
+from soloist.supervisor.engine import Engine
 from soloist.supervisor.results import SessionStats
 from soloist.supervisor.session import Turns, abandon, forgotten, incarnation_of, is_connected
 
@@ -37,7 +37,7 @@ class _AsyncHandle:
 
     async def stats(self) -> SessionStats | None:
         """A consistent, immutable snapshot; ``None`` once the session is over."""
-        return await self._intake.ask(self._intake.core.reactor.session_stats(self._number))
+        return await self._intake.ask(self._intake.core.engine.session_stats(self._number))
 
     async def incarnation(self) -> int:
         """The number of the conversation's worker, from 1; 0 once the session is over."""
@@ -117,7 +117,7 @@ class AsyncSharedSession(_AsyncHandle):
 
         Its caller gets ``RequestCancelled``; the next in the queue follows.
         """
-        self._intake.core.reactor.interrupt_session(self._number)
+        self._intake.core.engine.interrupt_session(self._number)
 
     async def close(self, *, drain: bool = False, timeout_s: float | None = None) -> None:
         """End the conversation for everybody; returns when its worker has gone.
@@ -129,7 +129,7 @@ class AsyncSharedSession(_AsyncHandle):
                 ``SessionClosed``, and the running turn is interrupted.
             timeout_s: ``None`` for no limit.
         """
-        await _close(self._intake.core.reactor, self._number, drain=drain, timeout_s=timeout_s)
+        await _close(self._intake.core.engine, self._number, drain=drain, timeout_s=timeout_s)
 
 
 class AsyncSession(_AsyncHandle):
@@ -232,7 +232,7 @@ class AsyncSession(_AsyncHandle):
         if self._forgotten is None:
             return
         self._forgotten.detach()
-        await _close(self._intake.core.reactor, self._number, drain=False, timeout_s=None)
+        await _close(self._intake.core.engine, self._number, drain=False, timeout_s=None)
 
     @property
     def _number(self) -> int:
@@ -244,17 +244,17 @@ class AsyncSession(_AsyncHandle):
         if self._address is not None:
             raise LocalProtocolError("the session has begun already")
         self._intake.check_loop()
-        reactor = self._intake.core.reactor
+        engine = self._intake.core.engine
         ready: Future[None] = Future()
-        opened = reactor.open_session("", SessionLimits(1, None), ready)
+        opened = engine.open_session("", SessionLimits(1, None), ready)
         try:
             address = await wrap(opened)
             await wrap(ready)
         except BaseException:
-            opened.add_done_callback(lambda opened: _close_unwanted(reactor, opened))
+            opened.add_done_callback(lambda opened: _close_unwanted(engine, opened))
             raise
         self._address = address
-        self._forgotten = weakref.finalize(self, forgotten, reactor, address.number)
+        self._forgotten = weakref.finalize(self, forgotten, engine, address.number)
         self._forgotten.atexit = False
         return self
 
@@ -263,19 +263,19 @@ class AsyncSession(_AsyncHandle):
         self._turns.begin(lambda: self._intake.response(prompt, timeout_s, number, on_control))
 
     async def _command(self, name: str, *arguments: Any) -> None:
-        command = self._intake.core.reactor.command
+        command = self._intake.core.engine.command
         await self._intake.ask(command(self._number, name, list(arguments)))
 
 
-def _close_unwanted(reactor: Reactor, opened: Future[Address]) -> None:
+def _close_unwanted(engine: Engine, opened: Future[Address]) -> None:
     if opened.exception() is None:
-        abandon(reactor, opened.result().number)
+        abandon(engine, opened.result().number)
 
 
-async def _close(reactor: Reactor, number: int, *, drain: bool, timeout_s: float | None) -> None:
+async def _close(engine: Engine, number: int, *, drain: bool, timeout_s: float | None) -> None:
     limits.check_seconds(timeout_s=timeout_s)
-    closed = wrap(reactor.close_session(number, drain=drain))
+    closed = wrap(engine.close_session(number, drain=drain))
     await asyncio.wait([closed], timeout=timeout_s if drain else None)
     if not closed.done():
-        reactor.close_session(number, drain=False)
+        engine.close_session(number, drain=False)
         await closed

@@ -124,7 +124,7 @@ class Flow:
 
     def cancel_rest(self) -> None:
         """Cancel what has no outcome."""
-        self._intake.reactor.cancel(self.window.unsettled())
+        self._intake.engine.cancel(self.window.unsettled())
 
 
 def result_or_error(request: Request) -> Result | SoloistError:

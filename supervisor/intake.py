@@ -13,8 +13,8 @@ from soloist.protocol import codec
 from soloist.protocol.codec import Prompt
 from soloist.protocol.errors import QueueFull, SoloistError
 from soloist.supervisor import limits
+from soloist.supervisor.engine import Engine
 from soloist.supervisor.futures import Dispatcher, RequestFuture
-from soloist.supervisor.reactor import Reactor
 from soloist.supervisor.request import POOL, Request
 from soloist.supervisor.response import Response
 from soloist.supervisor.stream import Stream
@@ -24,7 +24,7 @@ class Intake:
     """Makes requests and hands them over.
 
     Args:
-        reactor: the I/O thread.
+        engine: carries them out.
         dispatcher: runs the callbacks of futures.
         timeout_s: seconds per request unless its call says otherwise.
         max_pending: most futures without an outcome.
@@ -34,7 +34,7 @@ class Intake:
 
     def __init__(
         self,
-        reactor: Reactor,
+        engine: Engine,
         dispatcher: Dispatcher,
         *,
         timeout_s: float | None,
@@ -42,7 +42,7 @@ class Intake:
         max_payload_bytes: int,
         stream_buffer_bytes: int,
     ) -> None:
-        self.reactor = reactor
+        self.engine = engine
         self.dispatcher = dispatcher
         self._timeout_s = timeout_s
         self._max_pending = max_pending
@@ -84,11 +84,11 @@ class Intake:
         Raises:
             SupervisorClosed: the I/O thread has ended.
         """
-        self.reactor.submit((request,))
+        self.engine.submit((request,))
 
     def cancel(self, request: Request) -> None:
         """End a request early."""
-        self.reactor.cancel((request,))
+        self.engine.cancel((request,))
 
     def future(
         self, prompt: Prompt, timeout_s: float | None, owner: object, session: int = POOL

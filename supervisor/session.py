@@ -21,9 +21,9 @@ from soloist.protocol.errors import LocalProtocolError, RequestCancelled, Sessio
 from soloist.supervisor import limits
 from soloist.supervisor.brokers import Address
 from soloist.supervisor.control import Handler
+from soloist.supervisor.engine import Engine
 from soloist.supervisor.futures import RequestFuture
 from soloist.supervisor.intake import Intake
-from soloist.supervisor.reactor import Reactor
 from soloist.supervisor.response import Response
 from soloist.supervisor.results import SessionStats
 
@@ -167,7 +167,7 @@ class _Handle:
 
     def stats(self) -> SessionStats | None:
         """A consistent, immutable snapshot; ``None`` once the session is over."""
-        return self._intake.reactor.session_stats(self._number).result()
+        return self._intake.engine.session_stats(self._number).result()
 
     @property
     def incarnation(self) -> int:
@@ -241,7 +241,7 @@ class SharedSession(_Handle):
 
         Its caller gets ``RequestCancelled``; the next in the queue follows.
         """
-        self._intake.reactor.interrupt_session(self._number)
+        self._intake.engine.interrupt_session(self._number)
 
     def close(self, *, drain: bool = False, timeout_s: float | None = None) -> None:
         """End the conversation for everybody; returns when its worker has gone.
@@ -254,7 +254,7 @@ class SharedSession(_Handle):
         Raises:
             InvalidOptions: ``timeout_s`` is no number of seconds.
         """
-        _close(self._intake.reactor, self._number, drain=drain, timeout_s=timeout_s)
+        _close(self._intake.engine, self._number, drain=drain, timeout_s=timeout_s)
 
 
 class Session(_Handle):
@@ -268,7 +268,7 @@ class Session(_Handle):
     def __init__(self, intake: Intake, address: Address, owner: object) -> None:
         super().__init__(intake, address, owner)
         self._turns = Turns(threading.current_thread, threading.Thread.is_alive)
-        self._forgotten = weakref.finalize(self, forgotten, intake.reactor, self._number)
+        self._forgotten = weakref.finalize(self, forgotten, intake.engine, self._number)
         self._forgotten.atexit = False
 
     def __enter__(self) -> Self:
@@ -348,32 +348,32 @@ class Session(_Handle):
     def close(self) -> None:
         """End the conversation; returns when its worker has gone. May be called again."""
         self._forgotten.detach()
-        _close(self._intake.reactor, self._number, drain=False, timeout_s=None)
+        _close(self._intake.engine, self._number, drain=False, timeout_s=None)
 
     def _command(self, name: str, *arguments: Any) -> None:
-        self._intake.reactor.command(self._number, name, list(arguments)).result()
+        self._intake.engine.command(self._number, name, list(arguments)).result()
 
 
-def _close(reactor: Reactor, number: int, *, drain: bool, timeout_s: float | None) -> None:
+def _close(engine: Engine, number: int, *, drain: bool, timeout_s: float | None) -> None:
     limits.check_seconds(timeout_s=timeout_s)
-    closed: Future[None] = reactor.close_session(number, drain=drain)
+    closed: Future[None] = engine.close_session(number, drain=drain)
     try:
         closed.result(timeout_s if drain else None)
     except TimeoutError:
-        reactor.close_session(number, drain=False).result()
+        engine.close_session(number, drain=False).result()
 
 
-def abandon(reactor: Reactor, number: int) -> None:
+def abandon(engine: Engine, number: int) -> None:
     """Close a session that nobody will use; waits for nothing."""
     with contextlib.suppress(SoloistError):  # everything is closed
-        reactor.close_session(number, drain=False)
+        engine.close_session(number, drain=False)
 
 
-def forgotten(reactor: Reactor, number: int) -> None:
+def forgotten(engine: Engine, number: int) -> None:
     """A session was collected without ``close``: clean up without waiting for it."""
-    if reactor.is_closed.is_set():
+    if engine.is_closed.is_set():
         return
-    abandon(reactor, number)
+    abandon(engine, number)
     # Last, because a warning may be turned into an error.
     warnings.warn(
         "a Session was not closed; use `with supervisor.session()` or call close()",

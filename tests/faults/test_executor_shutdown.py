@@ -78,7 +78,7 @@ class TestInterpreterExit:
             waiter.start()
             for future in futures[:3]:
                 future.add_done_callback(slow)
-            close_all = sys.modules["soloist.supervisor.api"]._close_all
+            close_all = sys.modules["soloist.supervisor.at_exit"]._close_all
             atexit.unregister(close_all)
             atexit.register(late)
             atexit.register(close_all)  # so it runs before the one above
@@ -187,7 +187,7 @@ class TestClose:
         assert [f.exception(0).started for f in futures] == [None] + [False] * 20
 
     def test_waits_for_callbacks_but_not_for_ever(self, monkeypatch, tmp_path):
-        monkeypatch.setattr("soloist.supervisor.api._CALLBACKS_S", 0.05)
+        monkeypatch.setattr("soloist.supervisor.at_exit.CALLBACKS_S", 0.05)
         stuck, seen = threading.Event(), []
         with Supervisor(1, client=gated) as sup:
             for i in range(10):

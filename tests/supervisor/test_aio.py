@@ -659,7 +659,7 @@ class FakeIntake:
         self.is_closed = False
         self.submitted = []
         self.cancelled = []
-        self.reactor = self
+        self.engine = self
 
     def request(self, prompt, sink, index, timeout_s):
         if prompt == "unsendable":
