@@ -254,14 +254,18 @@ def encode_value(value: object) -> bytes:
     return data
 
 
-def decode_value(data: bytes) -> Any:
+def decode_value(data: bytes, max_depth: int = MAX_DEPTH) -> Any:
     """Rebuild what ``encode_value`` gave.
+
+    Args:
+        data: its bytes.
+        max_depth: deepest nesting of lists and maps in it.
 
     Raises:
         RemoteProtocolError: not such a value; the peer's fault.
     """
     value = _unpack(data, use_list=True)
-    _check_received([value], MAX_DEPTH + 1)
+    _check_received([value], max_depth + 1)
     return value
 
 

@@ -52,6 +52,8 @@ from soloist.protocol.public import (
 _T_co = TypeVar("_T_co", covariant=True)
 
 _MAX_UINT = 2**64 - 1
+_MAX_REPLY_DEPTH = codec.MAX_DEPTH + 2
+"""A message of the conversation stands in an array in a map."""
 
 
 def _is_id(value: object) -> bool:
@@ -284,7 +286,7 @@ def decode_reply(data: bytes) -> ToClient | None:
     Raises:
         RemoteProtocolError: not a message; the peer's fault.
     """
-    value = codec.decode_value(data)
+    value = codec.decode_value(data, _MAX_REPLY_DEPTH)
     if type(value) is not dict or value.get("v") != VERSION or type(value.get("type")) is not str:
         raise RemoteProtocolError("a message is a map with a version and a type")
     name = value["type"]
@@ -304,6 +306,16 @@ def decode_reply(data: bytes) -> ToClient | None:
     if name in {"MESSAGE", "RESULT"}:
         fields[-1] = msgpack.packb(fields[-1], use_bin_type=True)
     return TO_CLIENT[name](*fields)
+
+
+def id_of(data: bytes) -> bytes | None:
+    """Give the id in a reply that ``decode_reply`` refused, ``None`` if there is none."""
+    try:
+        value = msgpack.unpackb(data)
+    except (ValueError, msgpack.UnpackException):
+        return None
+    found = value.get("id") if type(value) is dict else None
+    return found if type(found) is bytes else None
 
 
 def split(messages: bytes, start: int = 0) -> list[bytes]:

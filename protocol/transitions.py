@@ -34,6 +34,15 @@ Session::
 
 A session in DRAINING runs the rest of a turn that nobody wants. A LOST one answers everything
 with an error until it is closed: it never begins again from a blank state by itself.
+
+A client's connection to a gateway::
+
+    NEW -connect-> GREETING -welcome-> OPEN      NEW, GREETING, OPEN -end-> OVER
+     ^                | ^                | |
+     +----silence-----+ +----unknown-----+ |
+     +----------------silence--------------+
+
+``UNKNOWN`` is the gateway's ``hello_required``: the connection is another one than it was.
 """
 
 from __future__ import annotations
@@ -117,6 +126,25 @@ class SessionEvent(_Symbol):
     EXIT = "exit"
     LOSE = "lose"
     CLOSE = "close"
+
+
+class LinkState(_Symbol):
+    """Where a client's connection to a gateway is in its life."""
+
+    NEW = "new"
+    GREETING = "greeting"
+    OPEN = "open"
+    OVER = "over"
+
+
+class LinkEvent(_Symbol):
+    """What happens to a client's connection to a gateway."""
+
+    CONNECT = "connect"
+    WELCOME = "welcome"
+    UNKNOWN = "unknown"
+    SILENCE = "silence"
+    END = "end"
 
 
 _S = TypeVar("_S", bound=enum.Enum)
@@ -210,6 +238,28 @@ SESSION: Table[SessionState, SessionEvent] = MappingProxyType(
             SessionEvent.EXIT: SessionState.CLOSED,
         },
         SessionState.CLOSED: {},
+    }
+)
+
+LINK: Table[LinkState, LinkEvent] = MappingProxyType(
+    {
+        LinkState.NEW: {
+            LinkEvent.CONNECT: LinkState.GREETING,
+            LinkEvent.END: LinkState.OVER,
+        },
+        LinkState.GREETING: {
+            LinkEvent.WELCOME: LinkState.OPEN,
+            # It is about what was said before the HELLO.
+            LinkEvent.UNKNOWN: LinkState.GREETING,
+            LinkEvent.SILENCE: LinkState.NEW,
+            LinkEvent.END: LinkState.OVER,
+        },
+        LinkState.OPEN: {
+            LinkEvent.UNKNOWN: LinkState.GREETING,
+            LinkEvent.SILENCE: LinkState.NEW,
+            LinkEvent.END: LinkState.OVER,
+        },
+        LinkState.OVER: {},
     }
 )
 

@@ -57,6 +57,7 @@ class AsyncSharedSession(_AsyncHandle):
     Attributes:
         name: what its callers call it.
         endpoint: ``ipc://`` address of its broker's socket.
+        ticket: admits others through the same gateway; empty if there is none between.
     """
 
     def __init__(self, intake: AsyncIntake, name: str, address: Address) -> None:
@@ -64,6 +65,7 @@ class AsyncSharedSession(_AsyncHandle):
         self._address = address
         self.name = name
         self.endpoint = address.endpoint
+        self.ticket = address.ticket
 
     def __repr__(self) -> str:
         return f"<AsyncSharedSession {self.name!r} {self.endpoint}>"

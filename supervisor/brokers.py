@@ -60,10 +60,14 @@ class SessionPolicy(NamedTuple):
 
 
 class Address(NamedTuple):
-    """Where a session is found: by its number here, by its endpoint elsewhere."""
+    """Where a session is found: by its number here, by its endpoint elsewhere.
+
+    ``ticket`` admits others, if it is a gateway's.
+    """
 
     number: int
     endpoint: str
+    ticket: bytes = b""
 
 
 class Brokers:

@@ -189,12 +189,14 @@ class SharedSession(_Handle):
     Attributes:
         name: what its callers call it.
         endpoint: ``ipc://`` address of its broker's socket.
+        ticket: admits others through the same gateway; empty if there is none between.
     """
 
     def __init__(self, intake: Intake, name: str, address: Address, owner: object) -> None:
         super().__init__(intake, address, owner)
         self.name = name
         self.endpoint = address.endpoint
+        self.ticket = address.ticket
 
     def __repr__(self) -> str:
         return f"<SharedSession {self.name!r} {self.endpoint}>"

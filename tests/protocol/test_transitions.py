@@ -9,9 +9,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from soloist.protocol.errors import LocalProtocolError
 from soloist.protocol.transitions import (
+    LINK,
     REQUEST,
     SESSION,
     WORKER,
+    LinkEvent,
+    LinkState,
     RequestEvent,
     RequestState,
     SessionEvent,
@@ -25,6 +28,7 @@ TABLES = {
     "worker": (WORKER, WorkerState, WorkerEvent),
     "request": (REQUEST, RequestState, RequestEvent),
     "session": (SESSION, SessionState, SessionEvent),
+    "link": (LINK, LinkState, LinkEvent),
 }
 ALIVE = [state for state in WorkerState if state is not WorkerState.DEAD]
 WALKS = settings(max_examples=50, stateful_step_count=12)
