@@ -56,9 +56,11 @@ from soloist.worker.control import ask_caller, ask_hook, ask_permission
 
 if TYPE_CHECKING:
     from soloist.supervisor.aio import AsyncSupervisor
+    from soloist.supervisor.aio_connect import AsyncRemoteSupervisor, connect_async
     from soloist.supervisor.aio_intake import AsyncRequestFuture, AsyncResponse
     from soloist.supervisor.aio_session import AsyncSession, AsyncSharedSession
     from soloist.supervisor.api import Supervisor
+    from soloist.supervisor.connect import RemoteSupervisor, connect
     from soloist.supervisor.control import ControlRequest
     from soloist.supervisor.futures import RequestFuture
     from soloist.supervisor.oneshot import query
@@ -75,6 +77,7 @@ logging.getLogger("soloist").addHandler(logging.NullHandler())
 
 __all__ = [
     "AssistantMessage",
+    "AsyncRemoteSupervisor",
     "AsyncRequestFuture",
     "AsyncResponse",
     "AsyncSession",
@@ -100,6 +103,7 @@ __all__ = [
     "RateLimit",
     "RateLimited",
     "RemoteProtocolError",
+    "RemoteSupervisor",
     "RequestCancelled",
     "RequestFuture",
     "RequestTimeout",
@@ -135,16 +139,22 @@ __all__ = [
     "ask_caller",
     "ask_hook",
     "ask_permission",
+    "connect",
+    "connect_async",
     "query",
 ]
 
 _HOMES = {
     "AsyncSupervisor": "aio",
+    "AsyncRemoteSupervisor": "aio_connect",
+    "connect_async": "aio_connect",
     "AsyncRequestFuture": "aio_intake",
     "AsyncResponse": "aio_intake",
     "AsyncSession": "aio_session",
     "AsyncSharedSession": "aio_session",
     "Supervisor": "api",
+    "RemoteSupervisor": "connect",
+    "connect": "connect",
     "ControlRequest": "control",
     "RequestFuture": "futures",
     "query": "oneshot",

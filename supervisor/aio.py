@@ -69,7 +69,8 @@ class AsyncSupervisor(AsyncBaseSupervisor):
 
     @with_arguments_of(Supervisor.__init__)
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(_OwnCore, arguments_of(Supervisor, args, kwargs))
+        arguments = arguments_of(Supervisor, args, kwargs)
+        super().__init__(_OwnCore, arguments, control_timeout_s=arguments["control_timeout_s"])
 
     async def cancel_pending(self) -> None:
         """End every request that has not started with ``RequestCancelled``; what runs goes on."""

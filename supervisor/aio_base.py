@@ -46,11 +46,15 @@ class AsyncBaseSupervisor:
 
     Args:
         make: makes the Supervisor behind, in a thread of its own.
-        arguments: what with; among them all that ``start`` and the end look at.
+        arguments: what with; among them ``on_control``, ``max_pending`` and ``drain_timeout_s``.
+        control_timeout_s: how long an answer that is worked out on the loop may take.
     """
 
-    def __init__(self, make: Callable[..., Core], arguments: dict[str, Any]) -> None:
+    def __init__(
+        self, make: Callable[..., Core], arguments: dict[str, Any], *, control_timeout_s: float
+    ) -> None:
         self._make = make
+        self._control_timeout_s = control_timeout_s
         self._arguments = arguments
         self._intake_: AsyncIntake | None = None
         self._handlers: Handlers | None = None
@@ -68,7 +72,7 @@ class AsyncBaseSupervisor:
         if self._handlers is not None:
             raise LocalProtocolError("an AsyncSupervisor is started once")
         loop = asyncio.get_running_loop()
-        handlers = self._handlers = Handlers(loop, self._arguments["control_timeout_s"])
+        handlers = self._handlers = Handlers(loop, self._control_timeout_s)
         on_control = handlers.on_loop(self._arguments["on_control"])
         core = await _started(self._make, {**self._arguments, "on_control": on_control})
         self._intake_ = AsyncIntake(

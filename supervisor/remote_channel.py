@@ -15,11 +15,11 @@ import dataclasses
 from pathlib import Path
 
 import zmq
-import zmq.auth
 
 from soloist.protocol import public_codec
 from soloist.protocol.errors import InvalidOptions
 from soloist.protocol.public import FromClient
+from soloist.supervisor import keys
 
 LINGER_MS = 500
 """How long the last words may take to reach the gateway after the close."""
@@ -64,13 +64,7 @@ def curve_of(server_key: str | bytes, key_file: str | Path | None) -> Curve:
         raise InvalidOptions(f"server_key has {_KEY_CHARS} characters, not {len(key)}")
     if key_file is None:
         return Curve(key, *zmq.curve_keypair())
-    try:
-        own, secret = zmq.auth.load_certificate(key_file)
-    except (OSError, ValueError) as error:
-        raise InvalidOptions(f"{key_file} is no key file: {error}") from error
-    if secret is None:
-        raise InvalidOptions(f"{key_file} has no secret key: give the file NAME.key_secret")
-    return Curve(key, own, secret)
+    return Curve(key, *keys.load(Path(key_file), is_secret=True))
 
 
 class RemoteChannel:
