@@ -255,6 +255,7 @@ LINK: Table[LinkState, LinkEvent] = MappingProxyType(
             LinkEvent.END: LinkState.OVER,
         },
         LinkState.OPEN: {
+            LinkEvent.WELCOME: LinkState.OPEN,
             LinkEvent.UNKNOWN: LinkState.GREETING,
             LinkEvent.SILENCE: LinkState.NEW,
             LinkEvent.END: LinkState.OVER,

@@ -211,12 +211,13 @@ class Link:
         return [] if call is None else self.drop(call, error, now)
 
     def _welcome(self, welcome: public.Welcome, now: float) -> list[Action]:
-        if self.state is not LinkState.GREETING:
+        is_new = self.epoch != welcome.epoch
+        if self.state is LinkState.OVER or (self.state is LinkState.OPEN and not is_new):
             return []
         if welcome.version != public.VERSION:
             return self._refused(f"it speaks version {welcome.version}", now)
+        lost = self._disconnected(now) if self.state is LinkState.OPEN else []
         self._advance(LinkEvent.WELCOME)
-        is_new = self.epoch != welcome.epoch
         self.welcome, self.failure = welcome, None
         self._heartbeat_s = max(_MIN_HEARTBEAT_S, welcome.heartbeat_ms / 1000)
         self._greet_s = GREET_S
@@ -224,7 +225,7 @@ class Link:
         self._pinged_at = now
         unwanted, self._unwanted = self._unwanted, {}
         if is_new:
-            return [*self._lose_sessions(), *self._send_again(now)]
+            return [*lost, *self._lose_sessions(), *self._send_again(now)]
         cancels: list[Action] = [self._say(public.Cancel(call_id), now) for call_id in unwanted]
         return [*cancels, *self._send_again(now)]
 
