@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import reprlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from types import NoneType
 from typing import Any, TypeAlias, TypeVar, cast
 
@@ -262,9 +262,9 @@ def decode_value(data: bytes, max_depth: int = MAX_DEPTH) -> Any:
         max_depth: deepest nesting of lists and maps in it.
 
     Raises:
-        RemoteProtocolError: not such a value; the peer's fault.
+        RemoteProtocolError: not such a value, or a key stands in a map twice; the peer's fault.
     """
-    value = _unpack(data, use_list=True)
+    value = _unpack(data, use_list=True, object_pairs_hook=_distinct)
     _check_received([value], max_depth + 1)
     return value
 
@@ -284,11 +284,30 @@ def decode_maps(data: bytes) -> list[Map]:
     return values
 
 
-def _unpack(data: bytes, *, use_list: bool = False) -> Any:
+def _unpack(
+    data: bytes,
+    *,
+    use_list: bool = False,
+    object_pairs_hook: Callable[[list[tuple[Any, Any]]], Any] | None = None,
+) -> Any:
     try:
-        return msgpack.unpackb(data, use_list=use_list, raw=False, strict_map_key=True)
+        return msgpack.unpackb(
+            data,
+            use_list=use_list,
+            raw=False,
+            strict_map_key=True,
+            object_pairs_hook=object_pairs_hook,
+        )
     except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
         raise RemoteProtocolError(f"not a message: {type(error).__name__} {error}") from error
+
+
+def _distinct(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Refuse a key that stands there twice: another reader may take the other value."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key occurs twice in a map")
+    return found
 
 
 def _check_received(value: Any, max_depth: int = MAX_DEPTH) -> None:

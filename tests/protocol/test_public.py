@@ -207,6 +207,8 @@ class TestRequests:
             b"\x91" * 100_000,
             b"\xdf\xff\xff\xff\xff",
             pack(QUERY).replace(b"hello", b"\xff\xfe\xff\xfe\xff"),
+            pack(QUERY).replace(b"\x84", b"\x85", 1) + pack("prompt") + pack("other"),
+            pack(QUERY).replace(b"\x84", b"\x85", 1) + pack("x") + b"\x82" + pack("a") * 4,
             "text",
             None,
         ],
