@@ -8,6 +8,7 @@ client and the options that ``protocol/vectors/README.md`` names.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -81,6 +82,7 @@ class Connections:
         _say(socket, {"v": 1, "type": "HELLO", "versions": [1]})
         welcome = message_of(receive(socket))
         if welcome["type"] != "WELCOME":
+            socket.close()
             raise Mismatch(f"HELLO was answered with {shown(welcome)}")
         return socket
 
@@ -146,9 +148,14 @@ class Invalid:
             self._check(self._socket, case)
             self._is_quiet(self._socket)
         except Mismatch:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close its connection."""
+        if self._socket is not None:
             self._socket.close()
             self._socket = None
-            raise
 
     def _new(self) -> zmq.Socket[bytes]:
         if self._endpoint is None:
@@ -305,10 +312,11 @@ def _played(connections: Connections, only: str) -> Iterator[tuple[str, str, str
 
 
 def _refused(invalid: Invalid, kind: str, only: str) -> Iterator[tuple[str, str, str, str]]:
-    for case in invalid.cases:
-        if only in case["name"]:
-            outcome, why = _outcome(lambda case=case: invalid.play(case))
-            yield kind, case["name"], outcome, why
+    with contextlib.closing(invalid):
+        for case in invalid.cases:
+            if only in case["name"]:
+                outcome, why = _outcome(lambda case=case: invalid.play(case))
+                yield kind, case["name"], outcome, why
 
 
 def _outcome(play: Any) -> tuple[str, str]:

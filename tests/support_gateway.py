@@ -1,0 +1,90 @@
+"""``soloist serve`` in a process of its own, as the vectors' dialogues need it."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import zmq.auth
+
+from tests.support import LIMIT_S, ROOT, environment
+
+ECHO = 'delay_s = 0.2, chunks = 4, fail_on = "fail", exit_on = "exit", ask_on = "ask"'
+"""See ``protocol/vectors/README.md``."""
+_CONFIGURATION = """
+bind = ["ipc://{folder}/gateway", "tcp://127.0.0.1:*"]
+
+[clients.echo]
+client = "echo"
+options = {{{options}}}
+size = 2
+
+[limits]
+{limits}
+
+[security]
+key_file = "server.key_secret"
+clients = "clients"
+"""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A gateway that runs: where it is found, and what a peer needs to get in.
+
+    Attributes:
+        pid: of its process.
+        ipc: an endpoint without keys.
+        tcp: an endpoint with CURVE.
+        server_key: its public key, Z85.
+        key_file: with the key pair of a peer that is let in.
+    """
+
+    pid: int
+    ipc: str
+    tcp: str
+    server_key: str
+    key_file: Path
+
+
+@contextlib.contextmanager
+def served(folder: Path, *, options: str = ECHO, limits: str = "") -> Iterator[Served]:
+    """Serve ``echo`` until the block ends, which fails if the gateway did not end well.
+
+    Args:
+        folder: for its socket, keys and configuration; short, for the socket's sake.
+        options: of the client, as TOML writes them between braces.
+        limits: lines of TOML.
+    """
+    server_key, key_file = _make_keys(folder)
+    configuration = folder / "soloist.toml"
+    configuration.write_text(_CONFIGURATION.format(folder=folder, options=options, limits=limits))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "soloist.supervisor.cli", "serve", "--config", str(configuration)],
+        stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment(),
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        ipc, tcp = (process.stdout.readline().split()[-1] for _ in range(2))
+        yield Served(process.pid, ipc, tcp, server_key, key_file)
+    finally:
+        process.terminate()
+        process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0
+
+
+def _make_keys(folder: Path) -> tuple[str, Path]:
+    """Make the server's key pair and a peer's; give the server's key and the peer's file."""
+    folder.chmod(0o700)
+    allowed = folder / "clients"
+    allowed.mkdir()
+    server = Path(zmq.auth.create_certificates(folder, "server")[1])
+    public, peer = map(Path, zmq.auth.create_certificates(folder, "peer"))
+    public.rename(allowed / public.name)
+    for secret in (server, peer):
+        secret.chmod(0o600)
+    return zmq.auth.load_certificate(server)[0].decode(), peer
