@@ -190,15 +190,6 @@ class Conversations:
 
         self._later(closing, closed)
 
-    def interrupt(self, peer: Peer, message: public.Interrupt) -> None:
-        """End the running turn of one early.
-
-        Raises:
-            SessionClosed: there is no such one.
-        """
-        conversation = self.found(peer, message.session)
-        self._pools[conversation.pool].reactor.interrupt_session(conversation.address.number)
-
     def command(self, call: Call, peer: Peer, message: public.Command) -> None:
         """Call a method of its client that is no turn.
 

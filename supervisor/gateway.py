@@ -58,6 +58,9 @@ class Home(Protocol):
     def cancel(self, requests: list[Request], error: SoloistError | None = None) -> None:
         """End these early."""
 
+    def interrupt(self, number: int) -> None:
+        """End the running turn of a session early."""
+
 
 class Sockets(Protocol):
     """See :class:`soloist.supervisor.gateway_channel.GatewaySockets`."""
@@ -115,7 +118,7 @@ class Gateway:
             public.Cancel: self._cancel,
             public.Credit: self._credit,
             public.ControlReply: self._control_reply,
-            public.Interrupt: self._conversations.interrupt,
+            public.Interrupt: self._interrupt,
         }
 
     # -- on the thread's turns -----------------------------------------------------------------
@@ -359,6 +362,19 @@ class Gateway:
         asked = peer.asked.get(credit.id)
         if isinstance(asked, Exchange):
             asked.grant(credit.granted_bytes)
+
+    def _interrupt(self, peer: Peer, interrupt: public.Interrupt) -> None:
+        """End the running turn of a conversation early, and not the one of a prompt sent later.
+
+        Raises:
+            SessionClosed: there is no such one.
+        """
+        conversation = self._conversations.found(peer, interrupt.session)
+        number = conversation.address.number
+        if conversation.pool == self._home_name:  # at once, as prompts are handed over there
+            self._home.interrupt(number)
+        else:
+            self._pools[conversation.pool].reactor.interrupt_session(number)
 
     # -- what agents ask -------------------------------------------------------------------------
 

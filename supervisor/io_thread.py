@@ -333,6 +333,10 @@ class IOThread:
             if owner is not None:
                 self.workers.execute_all(owner.cancel, request, now, error)
 
+    def interrupt(self, number: int) -> None:
+        """End the running turn of a session early."""
+        self.brokers.interrupt(number, time.monotonic())
+
     def cancel_pending(self) -> None:
         """End every request that has not started."""
         self.workers.execute(self._pool.revoke_all())

@@ -128,7 +128,7 @@ class Reactor:
 
     def interrupt_session(self, number: int) -> None:
         """End the running turn of a session early."""
-        self.inbox.post(lambda: self._thread.brokers.interrupt(number, time.monotonic()))
+        self.inbox.post(lambda: self._thread.interrupt(number))
 
     def close_session(self, number: int, *, drain: bool) -> Future[None]:
         """Close a session; the future is done when its worker has gone."""
