@@ -1,7 +1,7 @@
 """``python -m tests.conformance``: see whether a server or a client keeps to ``SPEC.md``.
 
 ``--server ENDPOINT`` plays the vectors against a gateway that runs (``server.py``);
-``--client CMD`` drives a client program through its scenarios (``client.py``).
+``--client CMD`` drives a client program through its scenarios (``trial.py``).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-PARTS = {"--server": "server", "--client": "client"}
+PARTS = {"--server": "server", "--client": "trial"}
 
 
 def main(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""A gateway that plays what a real one does when things go wrong: it forgets a peer, or falls silent.
+"""A gateway that goes wrong as a real one may: it forgets its peers, or falls silent.
 
 Speaks as much of chapter 2 as the scenario ``map`` needs, in a thread of its own, and remembers all
 that it heard. Every prompt is answered with itself at once, and runs once.
@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from typing import Any
+from typing import Any, Self
 
 import zmq
 
 from soloist.protocol import codec, public, public_codec
 from soloist.protocol.errors import HelloRequired, to_info
 
-HEARTBEAT_MS = 200
+HEARTBEAT_MS = 300
 _NO_MESSAGES = codec.join([])
 
 
@@ -46,7 +46,7 @@ class ScriptedGateway:
         self._context = zmq.Context()
         self._thread = threading.Thread(target=self._serve)
 
-    def __enter__(self) -> ScriptedGateway:
+    def __enter__(self) -> Self:
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.linger = 0
         self._socket.bind(self._endpoint)

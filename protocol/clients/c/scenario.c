@@ -197,9 +197,11 @@ static void show_message(const soloist_event *event) {
 }
 
 static void play_stream(void) {
-    soloist_event event;
+    soloist_event opened, event;
     soloist_id id;
-    ask(NULL, text_of("prompt"), true, &id);
+    bool is_pooled = !parameter("name");
+    if (!is_pooled && !open_conversation(&opened)) return;
+    ask(is_pooled ? NULL : &opened.session, text_of("prompt"), true, &id);
     for (next(&event); !is_outcome(&event); next(&event)) {
         if (event.kind != SOLOIST_MESSAGE) continue;
         show_message(&event);

@@ -75,10 +75,15 @@ async function cancel(gateway, parameters) {
   });
 }
 
-async function stream(gateway, { prompt, client }) {
-  const request = gateway.query(prompt, { stream: true, client });
-  await readAll(request, ({ seq, message }) => print({ seq, type: message.type }));
-  print(await outcomeOf(request.result));
+async function stream(gateway, parameters) {
+  const play = async ({ session }) => {
+    const { prompt, client } = parameters;
+    const request = gateway.query(prompt, { stream: true, session, client });
+    await readAll(request, ({ seq, message }) => print({ seq, type: message.type }));
+    print(await outcomeOf(request.result));
+  };
+  if (parameters.name === undefined) await play({});
+  else await withConversation(gateway, parameters, (chat) => play(chat.opened));
 }
 
 async function slow(gateway, { prompt, client }) {

@@ -68,8 +68,15 @@ def cancel(gateway, prompt:, **parameters)
   end
 end
 
-def stream(gateway, prompt:, client: nil, **)
-  request = gateway.query(prompt, stream: true, client: client)
+def stream(gateway, prompt:, name: nil, client: nil, **)
+  return show_stream(gateway.query(prompt, stream: true, client: client)) if name.nil?
+
+  with_conversation(gateway, name: name, client: client) do |chat|
+    show_stream(chat.query(prompt, stream: true))
+  end
+end
+
+def show_stream(request)
   request.each { |message, seq| show('seq' => seq, 'type' => message['type']) }
   show(outcome_of(request))
 end
