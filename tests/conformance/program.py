@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -68,8 +69,8 @@ class Run:
         self._limit = threading.Timer(4 * LIMIT_S, self.process.kill)
         self._limit.start()
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(told))
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError), self.process.stdin as standard_input:
+            standard_input.write(json.dumps(told))
 
     def __enter__(self) -> Self:
         return self
@@ -123,4 +124,6 @@ class Run:
             self._errors.extend(errors)
 
     def _failure(self, what: str) -> str:
+        self.kill()
+        self._reader.join()
         return f"{what}; told {self.told}; standard error: {''.join(self._errors[-20:])}"

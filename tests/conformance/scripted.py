@@ -58,7 +58,9 @@ class ScriptedGateway:
     def __exit__(self, *_: object) -> None:
         self._stop.send(b"")
         self._thread.join()
-        self._context.destroy(linger=0)
+        for socket in (self._stop, self._socket):
+            socket.close(linger=0)
+        self._context.term()
 
     def of_type(self, cls: type) -> list[Any]:
         """All that was heard of one type, in order."""
@@ -69,14 +71,14 @@ class ScriptedGateway:
         return {peer for peer, message in self.heard if type(message) is cls}
 
     def _serve(self) -> None:
-        stopped = self._context.socket(zmq.PAIR)
-        stopped.connect("inproc://stop")
         poller = zmq.Poller()
-        poller.register(stopped, zmq.POLLIN)
         poller.register(self._socket, zmq.POLLIN)
-        while stopped not in (ready := dict(poller.poll())):
-            if self._socket in ready:
-                self._hear(self._socket.recv_multipart())
+        with self._context.socket(zmq.PAIR) as stopped:
+            stopped.connect("inproc://stop")
+            poller.register(stopped, zmq.POLLIN)
+            while stopped not in (ready := dict(poller.poll())):
+                if self._socket in ready:
+                    self._hear(self._socket.recv_multipart())
 
     def _hear(self, frames: list[bytes]) -> None:
         envelope, message = public_codec.read(frames, public_codec.GATEWAY)
