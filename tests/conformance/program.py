@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from typing import Any, Self
 from tests.support import LIMIT_S
 
 Line = dict[str, Any]
+_LIMIT_S = 4 * LIMIT_S
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Run:
         self._reader = threading.Thread(target=self._read_errors)
         self._reader.start()
         # A run that hangs is killed, which ends its output, so that nothing here waits for ever.
-        self._limit = threading.Timer(4 * LIMIT_S, self.process.kill)
+        self._limit = threading.Timer(_LIMIT_S, self.process.kill)
         self._limit.start()
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError), self.process.stdin as standard_input:
@@ -107,6 +109,7 @@ class Run:
         assert self.process.stdout is not None
         lines = [self._parsed(text) for text in self.process.stdout]
         code = self.process.wait()
+        assert code != -signal.SIGKILL, self._failure(f"it did not end within {_LIMIT_S:.0f} s")
         assert code == 0, self._failure(f"exit code {code}")
         return lines
 
