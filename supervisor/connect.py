@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, TypeAlias
 
 from soloist.protocol import public
+from soloist.protocol.content import Map
 from soloist.protocol.errors import InvalidOptions
 from soloist.supervisor import at_exit, limits
 from soloist.supervisor.base import BaseSupervisor
@@ -148,6 +149,15 @@ class RemoteSupervisor(BaseSupervisor):
         joining = joining_of(name, max_queue, idle_timeout_s, ticket)
         address = self._remote.join_session(name, joining).result()
         return SharedSession(self._intake, name, address, self)
+
+    def status(self) -> Map:
+        """What the gateway reports of itself and all its clients, as SPEC.md, section 2.11, says.
+
+        Raises:
+            GatewayLost: it cannot be reached.
+            SupervisorClosed: closed.
+        """
+        return self._remote.status().result()
 
 
 connect = RemoteSupervisor

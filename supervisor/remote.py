@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
 from soloist.protocol import codec, public
+from soloist.protocol.content import Map
 from soloist.protocol.errors import (
     ClientNotFound,
     GatewayLost,
@@ -136,6 +137,13 @@ class Remote:
             lambda _: public.Status(_new_id(), None),
             lambda report: stats_of(report.status, client),
         )
+
+    def status(self) -> Future[Map]:
+        """What the gateway reports of itself and all its clients.
+
+        It fails with ``GatewayLost`` and ``SupervisorClosed``.
+        """
+        return self._ask(lambda _: public.Status(_new_id(), None), lambda report: report.status)
 
     # -- sessions --------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from soloist.protocol.content import Map
-from soloist.supervisor import keys
+from soloist.supervisor import keys, prompts_file
 from soloist.supervisor.command_line import (
     FAILED,
     USAGE,
@@ -20,8 +20,9 @@ from soloist.supervisor.command_line import (
     guarded,
     soloist,
 )
+from soloist.supervisor.connect import RemoteSupervisor
 from soloist.supervisor.stop_signals import KillNow, StopSignals
-from soloist.supervisor.terminal import error_console, log_shown
+from soloist.supervisor.terminal import error_console, log_shown, show_status
 
 _LOOK_S = 1.0
 
@@ -125,6 +126,51 @@ def _serve(signals: StopSignals, config: Any, folder: Path) -> int:
         raise
     server.close(is_drained=False)
     raise CommandFailed("a pool has failed; see its log with --verbose", FAILED)
+
+
+_STATUS_HELP = """Show how a gateway is doing.
+
+ENDPOINT is what `soloist serve` was bound to. For each of its clients: workers, requests that
+wait and run, and how the others ended; on ipc:// also its conversations.
+
+\b
+Examples:
+  soloist status tcp://127.0.0.1:5555
+  soloist status tcp://10.0.0.5:5555 --server-key server.key --key-file my.key_secret
+"""
+
+
+@soloist.command("status", help=_STATUS_HELP, short_help="Show how a gateway is doing.")
+@click.argument("endpoint")
+@click.option(
+    "--server-key",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The gateway's public key.",
+)
+@click.option(
+    "--key-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="One's own key pair.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print all of it as one line of JSON.")
+def status_command(
+    *, endpoint: str, server_key: Path | None, key_file: Path | None, as_json: bool
+) -> int:
+    """Show the status; see ``_STATUS_HELP``."""
+
+    def body(_: StopSignals) -> int:
+        key = None if server_key is None else keys.load(server_key)[0]
+        with RemoteSupervisor(endpoint, server_key=key, key_file=key_file) as gateway:
+            status = gateway.status()
+        if as_json:
+            click.echo(prompts_file.json_line(status).rstrip())
+        else:
+            show_status(status)
+        return 0
+
+    return guarded(body)
 
 
 _KEYS_HELP = """Make and list key pairs for tcp:// endpoints.

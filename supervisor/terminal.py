@@ -25,10 +25,12 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 from soloist.protocol.content import (
     AssistantMessage,
+    Map,
     Message,
     ResultMessage,
     StreamEvent,
@@ -64,6 +66,31 @@ def log_shown(console: Console, *, is_wanted: bool) -> Iterator[None]:
     finally:
         logger.setLevel(level)
         logger.removeHandler(handler)
+
+
+def show_status(status: Map) -> None:
+    """Print a gateway's status, as SPEC.md, section 2.11, has it, on standard output."""
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    for name in ("peers", "requests", "kept"):
+        console.print(f"{name} {status[name]:,}")
+    columns = ("size", "queued", "running", "answered", "failed", "cancelled", "restarts")
+    clients = Table(box=None, pad_edge=False)
+    clients.add_column("client")
+    for column in columns:
+        clients.add_column(column, justify="right")
+    for name, stats in status["clients"].items():
+        clients.add_row(Text(name), *(f"{stats[column]:,}" for column in columns))
+    console.print(clients)
+    found = [s for stats in status["clients"].values() for s in stats.get("sessions", ())]
+    if not found:
+        return
+    sessions = Table("conversation", "state", box=None, pad_edge=False)
+    for column in ("queued", "answered", "incarnation"):
+        sessions.add_column(column, justify="right")
+    for session in found:
+        numbers = (f"{session[name]:,}" for name in ("queued", "answered", "incarnation"))
+        sessions.add_row(Text(session["name"] or "(one peer's)"), session["state"], *numbers)
+    console.print(sessions)
 
 
 class _ConsoleHandler(logging.Handler):

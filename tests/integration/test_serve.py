@@ -1,6 +1,7 @@
 """``soloist serve``: a real server, and peers that know nothing but ZeroMQ and msgpack."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -280,6 +281,30 @@ class TestComingBack:
         assert silent.hear()["code"] == "hello_required"
 
 
+class TestStatusCommand:
+    def status(self, *arguments):
+        return run_python("-m", "soloist.supervisor.cli", "status", *arguments)
+
+    def test_is_for_people(self, peers, ipc):
+        peers(ipc).call("OPEN", name="[red]seen[/red]")
+        done = self.status(ipc)
+        lines = [line.split() for line in done.stdout.splitlines()]
+        assert (done.returncode, done.stderr) == (0, "")
+        assert [line[0] for line in lines[:4]] == ["peers", "requests", "kept", "client"]
+        assert {"echo", "slow", "logged", "asks"} <= {line[0] for line in lines[4:8]}
+        assert ["[red]seen[/red]", "idle", "0", "0", "1"] in lines
+
+    def test_is_for_programs(self, endpoint):
+        done = self.status("--json", endpoint)
+        status = json.loads(done.stdout)
+        assert status["clients"]["echo"]["size"] == 2
+
+    def test_says_when_nobody_is_there(self, tmp_path):
+        (tmp_path / "x.key").write_text("none")
+        assert self.status("nonsense").returncode == 2
+        assert self.status(f"ipc://{tmp_path}/g", "--server-key", "x.key").returncode == 2
+
+
 class TestEnd:
     @pytest.fixture
     def own(self, tmp_path):
@@ -437,6 +462,16 @@ class TestKeys:
         assert bob.ask("x", session=mine["session"])["code"] == "session_closed"
         assert bob.call("OPEN", ticket=mine["ticket"])["session"] == mine["session"]
         assert bob.ask("x", session=mine["session"])["num_turns"] == 1
+
+    def test_let_the_command_line_in(self, secured, keys):
+        folder, _ = keys
+        own = ("--key-file", str(folder / "ann.key_secret"))
+        done = run_python(
+            *("-m", "soloist.supervisor.cli", "status", secured.endpoint, *own),
+            *("--server-key", str(folder / "server.key")),
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "echo" in done.stdout
 
     def test_a_key_is_known_on_every_connection(self, enter):
         i = os.urandom(16)
