@@ -6,9 +6,10 @@ AssertionError if the program is at fault.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import MappingProxyType
@@ -17,7 +18,7 @@ from typing import NamedTuple, TypeAlias
 from soloist.protocol import public
 from tests.conformance.agents import LONG_S
 from tests.conformance.program import Line, Program
-from tests.conformance.scripted import ScriptedGateway
+from tests.conformance.scripted import MESSAGES, ScriptedGateway
 from tests.conformance.serving import HEARTBEAT_S, NARROW_CHARS, Serving
 
 HARD_PROMPTS = [
@@ -191,28 +192,43 @@ def _resend(program: Program, gateway: Serving) -> None:
 
 
 def _forgotten(program: Program, _: Serving) -> None:
-    gateway = _scripted_map(program, forget_at=(5, 9, 60))
+    with _scripted(forget_at=(5, 9, 60)) as gateway:
+        _map_whole(program, gateway)
     _assert_sent_again_right(gateway)
     assert len(gateway.of_type(public.Hello)) >= 3, "HELLO is said again after hello_required"
 
 
 def _silence(program: Program, _: Serving) -> None:
-    gateway = _scripted_map(program, silent_at=(7,))
+    with _scripted(silent_at=(7,)) as gateway:
+        _map_whole(program, gateway)
     _assert_sent_again_right(gateway)
     assert len(gateway.peers_that_said(public.Hello)) >= 2, "a new socket is a new connection"
     assert len({hello.secret for hello in gateway.of_type(public.Hello)}) == 1
     assert gateway.of_type(public.Ping), "it has to ask before it gives a connection up"
 
 
-def _scripted_map(program: Program, **faults: tuple[int, ...]) -> ScriptedGateway:
+def _forgotten_stream(program: Program, _: Serving) -> None:
+    with _scripted() as gateway:
+        lines = Program(program.command, gateway.endpoint).play("stream", prompt="hello")
+    _assert_sent_again_right(gateway)
+    messages = [{"seq": i, "type": "SystemMessage"} for i in range(1, len(MESSAGES) + 1)]
+    assert lines == [*messages, {"text": "hello"}], lines
+
+
+@contextlib.contextmanager
+def _scripted(**faults: tuple[int, ...]) -> Iterator[ScriptedGateway]:
+    with (
+        tempfile.TemporaryDirectory(prefix="soloist-") as folder,
+        ScriptedGateway(f"ipc://{folder}/gateway", **faults) as gateway,
+    ):
+        yield gateway
+        assert set(gateway.ran.values()) == {1}, "a prompt ran twice"
+
+
+def _map_whole(program: Program, gateway: ScriptedGateway) -> None:
     prompts = [f"prompt {i}" for i in range(100)]
-    with tempfile.TemporaryDirectory(prefix="soloist-") as folder:
-        endpoint = f"ipc://{folder}/gateway"
-        with ScriptedGateway(endpoint, **faults) as gateway:
-            lines = Program(program.command, endpoint).play("map", prompts=prompts, window=8)
+    lines = Program(program.command, gateway.endpoint).play("map", prompts=prompts, window=8)
     assert answers(lines) == dict(enumerate(prompts)), "something was lost"
-    assert set(gateway.ran.values()) == {1}, "a prompt ran twice"
-    return gateway
 
 
 def _assert_sent_again_right(gateway: ScriptedGateway) -> None:
@@ -240,5 +256,6 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "resend": _resend,
         "map, when the gateway forgets the connection": _forgotten,
         "map, when the connection falls silent": _silence,
+        "stream, when the gateway forgets the connection": _forgotten_stream,
     }
 )

@@ -1,7 +1,8 @@
 """A gateway that goes wrong as a real one may: it forgets its peers, or falls silent.
 
-Speaks as much of chapter 2 as the scenario ``map`` needs, in a thread of its own, and remembers all
-that it heard. Every prompt is answered with itself at once, and runs once.
+Speaks as much of chapter 2 as the scenarios ``map`` and ``stream`` need, in a thread of its own,
+and remembers all that it heard. Every prompt is answered with itself at once, and runs once. Of a
+streamed answer it sends the first half, forgets its peer, and has the rest when it is asked again.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from typing import Any, Self
 import zmq
 
 from soloist.protocol import codec, public, public_codec
+from soloist.protocol.content import SystemMessage
 from soloist.protocol.errors import HelloRequired, to_info
 
 HEARTBEAT_MS = 300
-_NO_MESSAGES = codec.join([])
+MESSAGES = tuple(codec.encode_message(SystemMessage("said", {"x": i})) for i in range(4))
+"""Of a streamed answer."""
 
 
 class ScriptedGateway:
@@ -36,20 +39,20 @@ class ScriptedGateway:
         self.heard: list[tuple[bytes, public.FromClient]] = []
         self.ran: Counter[str] = Counter()
         self.epoch = os.urandom(public.ID_BYTES)
-        self._endpoint = endpoint
+        self.endpoint = endpoint
         self._forget_at = forget_at
         self._silent_at = silent_at
         self._queries = 0
         self._peers: set[bytes] = set()
         self._silent: set[bytes] = set()
-        self._outcomes: dict[bytes, bytes] = {}
+        self._outcomes: dict[bytes, public.Result] = {}
         self._context = zmq.Context()
         self._thread = threading.Thread(target=self._serve)
 
     def __enter__(self) -> Self:
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.linger = 0
-        self._socket.bind(self._endpoint)
+        self._socket.bind(self.endpoint)
         self._stop = self._context.socket(zmq.PAIR)
         self._stop.bind("inproc://stop")
         self._thread.start()
@@ -108,17 +111,26 @@ class ScriptedGateway:
             request_id = getattr(message, "id", None)
             self._say(peer, public.Error(request_id, None, to_info(HelloRequired("who is there?"))))
         elif isinstance(message, public.Query):
-            self._socket.send_multipart([peer, self._outcome(message)])
+            self._run(peer, message)
         elif isinstance(message, public.Ping):
             self._say(peer, public.Pong())
 
-    def _outcome(self, query: public.Query) -> bytes:
-        if query.id not in self._outcomes:
-            text = str(query.prompt)
-            self.ran[text] += 1
-            result = public.Result(query.id, self._queries, 1, text, 1, 0, 1, 1, _NO_MESSAGES)
-            self._outcomes[query.id] = public_codec.encode(result)
-        return self._outcomes[query.id]
+    def _run(self, peer: bytes, query: public.Query) -> None:
+        is_new = query.id not in self._outcomes
+        if is_new:
+            self._outcomes[query.id] = self._result(query)
+        if is_new and query.is_streamed:
+            for seq, message in enumerate(MESSAGES[: len(MESSAGES) // 2], start=1):
+                self._say(peer, public.Message(query.id, seq, message))
+            self._peers.clear()
+        else:
+            self._say(peer, self._outcomes[query.id])
+
+    def _result(self, query: public.Query) -> public.Result:
+        text = str(query.prompt)
+        self.ran[text] += 1
+        messages = codec.join(list(MESSAGES) if query.is_streamed else [])
+        return public.Result(query.id, self._queries, 1, text, 1, 0, 1, 1, messages)
 
     def _say(self, peer: bytes, message: public.ToClient) -> None:
         self._socket.send_multipart([peer, public_codec.encode(message)])
