@@ -397,6 +397,24 @@ class TestGateway:
             return
         assert message is None or type(message) in public.TO_CLIENT.values()
 
+    @pytest.mark.parametrize("name", ["MESSAGE", "RESULT"])
+    def test_a_message_as_deep_as_it_may_be_comes_through(self, name):
+        value = {}
+        for _ in range(codec.MAX_DEPTH - 1):
+            value = {"x": value}
+        encoded = codec.encode_map(value)
+        reply = public.Message(ID, 1, encoded)
+        if name == "RESULT":
+            reply = public.Result(ID, 1, 1, "", 1, 1, None, None, codec.join([encoded]))
+        assert public_codec.decode_reply(public_codec.encode(reply)) == reply
+
+    @given(st.binary() | strategies.values.map(msgpack.packb))
+    def test_an_id_is_found_wherever_there_is_one(self, data):
+        found = public_codec.id_of(data)
+        assert found is None or type(found) is bytes
+        with_id = msgpack.packb({"v": 1, "type": "RESULT", "id": ID, "text": 5})
+        assert public_codec.id_of(with_id) == ID
+
     def test_a_reply_of_a_later_version_is_ignored(self):
         assert public_codec.decode_reply(pack({"v": 1, "type": "NEWS", "x": 1})) is None
 
