@@ -132,6 +132,8 @@ class Link:
 
     def drop(self, call: Call, error: SoloistError, now: float) -> list[Action]:
         """End a request with this error, here and now, and have the gateway end it, too."""
+        if call.is_over:
+            return []
         ended = self._end(call, error)
         if call.epoch is None:
             return [ended]
@@ -198,7 +200,7 @@ class Link:
             case public.Control():
                 return self._control(message, now)
             case public.Result() | public.Opened() | public.Done() | public.Report():
-                return self._outcome(message, now)
+                return self._outcome(message.id, message, now)
             case public.Accepted() | public.Pong():
                 return []
 
@@ -251,7 +253,7 @@ class Link:
             # In OPEN it is about something that has no outcome.
             is_refusal = self.state is LinkState.GREETING
             return self._refused(str(error), now) if is_refusal else []
-        return self._outcome_of(message.id, error, now)
+        return self._outcome(message.id, error, now)
 
     def _unknown(self, now: float) -> list[Action]:
         """The connection is another one than it was."""
@@ -287,10 +289,7 @@ class Link:
             return []
         return self.tell(public.ControlReply(call.id, message.number, dict(known)), now)
 
-    def _outcome(self, message: Answered, now: float) -> list[Action]:
-        return self._outcome_of(message.id, message, now)
-
-    def _outcome_of(
+    def _outcome(
         self, call_id: bytes, outcome: Answered | SoloistError, now: float
     ) -> list[Action]:
         call = self._sent.get(call_id)

@@ -152,7 +152,7 @@ class Network(RuleBasedStateMachine):
 
     @rule(call=calls)
     def fall_behind(self, call):
-        if call.epoch is not None and not call.is_over:
+        if call.epoch is not None:
             self.do(self.link.drop(call, SlowReader("slow"), self.now))
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 5.0]))
