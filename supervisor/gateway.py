@@ -25,6 +25,7 @@ from typing import Any, Protocol
 from soloist.protocol import codec, public, public_codec
 from soloist.protocol.content import Map
 from soloist.protocol.errors import (
+    ClientError,
     HelloRequired,
     OutcomeUnknown,
     ProtocolError,
@@ -383,13 +384,17 @@ class Gateway:
 
         Raises:
             RequestTimeout: nobody did.
+            ClientError: the peer said that nobody decided.
         """
         answer: Future[Map] = Future()
         self._home.inbox.post(lambda: exchange.ask(question, answer))
         try:
-            return answer.result(timeout_s)
+            data = answer.result(timeout_s)
         except (TimeoutError, CancelledError) as error:
             raise RequestTimeout("no peer has answered the agent's question") from error
+        if list(data) == ["error"]:
+            raise ClientError("the peer says that nobody has decided")
+        return data
 
     @staticmethod
     def _control_reply(peer: Peer, reply: public.ControlReply) -> None:

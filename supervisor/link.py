@@ -250,8 +250,8 @@ class Link:
         if isinstance(error, HelloRequired):
             return self._unknown(now)
         if message.id is None:
-            # In OPEN it is about something that has no outcome.
-            is_refusal = self.state is LinkState.GREETING
+            # In OPEN it is about something that has no outcome; one that may pass is asked again.
+            is_refusal = self.state is LinkState.GREETING and not error.retryable
             return self._refused(str(error), now) if is_refusal else []
         return self._outcome(message.id, error, now)
 

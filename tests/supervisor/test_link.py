@@ -12,6 +12,7 @@ from soloist.protocol.errors import (
     OutcomeUnknown,
     PayloadTooLarge,
     ProtocolError,
+    QueueFull,
     RemoteProtocolError,
     RequestCancelled,
     RequestTimeout,
@@ -166,6 +167,18 @@ class TestGreeting:
         assert type(world.outcome(late)) is GatewayLost
         world.pass_time(1000)
         assert world.sockets == 1
+
+    def test_a_refusal_that_may_pass_is_waited_for(self):
+        world = World()
+        world.do(world.link.connect(world.now))
+        call = world.add()
+        world.hear(error(None, QueueFull("too many connections")))
+        assert world.link.state is LinkState.GREETING
+        world.take()
+        world.pass_time(2.0)
+        assert world.take() == [HELLO]
+        world.hear(welcome())
+        assert [said.id for said in world.take()] == [call.id]
 
     def test_a_version_that_is_not_spoken_is_a_refusal(self):
         world = World()
