@@ -82,6 +82,7 @@ class Gateway:
         pools: by the name that peers use; the first is for those who name none, and the home's.
         limits: what peers may cost.
         sockets: where peers come from; closed with the gateway.
+        clock: tells the time in seconds.
     """
 
     def __init__(
@@ -90,12 +91,15 @@ class Gateway:
         pools: Mapping[str, ServedPool],
         limits: GatewayLimits,
         sockets: Sockets,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._home = home
         self._home_name = next(iter(pools))
         self._pools = pools
         self._limits = limits
         self._sockets = sockets
+        self._clock = clock
         self._channels = tuple(sockets.channels)
         self._epoch = secrets.token_bytes(public.ID_BYTES)
         self._outcomes: Outcomes[Asked] = Outcomes(
@@ -168,7 +172,7 @@ class Gateway:
         curve_key: str,
         message: public.FromClient | public.Error,
     ) -> None:
-        channel, now = self._channels[place], time.monotonic()
+        channel, now = self._channels[place], self._clock()
         self._beat_at = min(self._beat_at, now + self._limits.heartbeat_s)
         key = place, envelope[0]
         peer = self._peers.heard(key, now)
@@ -208,7 +212,7 @@ class Gateway:
             if public.VERSION not in hello.versions:
                 raise ProtocolError(f"version {public.VERSION} is spoken here", started=False)
             if peer is None:
-                peer = self._peers.admit(key, curve_key, hello.secret, time.monotonic())
+                peer = self._peers.admit(key, curve_key, hello.secret, self._clock())
         except SoloistError as error:
             _refuse(self._channels[place], (address,), None, error)
             return
@@ -292,7 +296,7 @@ class Gateway:
             "" if not query.has_control else query.prompt,
             payload,
             exchange,
-            deadline=None if timeout_s is None else time.monotonic() + timeout_s,
+            deadline=None if timeout_s is None else self._clock() + timeout_s,
             is_streamed=query.is_streamed,
         )
         request.session = target[1]
@@ -347,7 +351,7 @@ class Gateway:
 
     def _is_over(self, asked: Asked, outcome: bytes) -> None:
         """Its outcome is about to be sent: keep it for who asks again."""
-        self._outcomes.end(asked.scope, asked.id, asked.size, outcome, time.monotonic())
+        self._outcomes.end(asked.scope, asked.id, asked.size, outcome, self._clock())
         if isinstance(asked, Exchange):
             self._waiting[asked.target] -= 1
             if not self._waiting[asked.target]:
