@@ -268,7 +268,9 @@ class Harness:
         self.now = 1000.0
         self.home = FakeHome()
         self.reactors = {HOME: FakeReactor(), FAR: FakeReactor()}
-        options = {"commands": frozenset({"set_model", "compact"}), "timeout_s": None} | (pool or {})
+        options = {"commands": frozenset({"set_model", "compact"}), "timeout_s": None} | (
+            pool or {}
+        )
         self.credit_bytes = options.pop("credit_bytes", 1000)
         pools = {
             name: ServedPool(reactor, MAX_PROMPT_BYTES, self.credit_bytes, **options)
