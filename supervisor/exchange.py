@@ -66,6 +66,7 @@ class Peer:
         on_lost: told when it cannot be reached any more.
         heard_at: when it said something.
         asked: what it waits for, by id.
+        is_gone: whether that has been noticed.
     """
 
     key: Key
@@ -75,6 +76,7 @@ class Peer:
     on_lost: Callable[[Peer], None]
     heard_at: float
     asked: dict[bytes, Asked] = dataclasses.field(default_factory=dict)
+    is_gone: bool = False
 
     @property
     def envelope(self) -> public.Envelope:

@@ -125,11 +125,12 @@ class Peers:
             raise QueueFull(most)
         peer = self.passing(key, curve_key, secret, now)
         scope = peer.scope
-        if scope.peers >= limits.max_connections:
+        self._outcomes.join(scope)  # first of all: it must not vanish with those who have gone
+        if scope.peers > limits.max_connections:
             self._probe(p for p in self._peers.values() if p.scope is scope)
-        if scope.peers >= limits.max_connections:
+        if scope.peers > limits.max_connections:
+            self._outcomes.leave(scope)
             raise QueueFull(f"{limits.max_connections:,} of them are yours (max_connections)")
-        self._outcomes.join(scope)
         self._peers[key] = peer
         return peer
 
@@ -153,6 +154,9 @@ class Peers:
         self.drop_lost()
 
     def _gone(self, peer: Peer) -> None:
+        if peer.is_gone:  # something else for it was on its way
+            return
+        peer.is_gone = True
         is_admitted = self._peers.get(peer.key) is peer
         if is_admitted:
             del self._peers[peer.key]

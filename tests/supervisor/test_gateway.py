@@ -1,17 +1,28 @@
 """A gateway as a whole: its turns, its report, and peers that say anything in any order."""
 
+import msgpack
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from soloist.protocol import public, public_codec
+from soloist.protocol.errors import ClientConnectError, QueueFull, SessionLost
+from soloist.supervisor.control import ControlRequest
 from soloist.supervisor.gateway import MAX_TAKEN
 from tests.fake_gateway import (
     FAR,
     HOME,
     IPC,
+    MESSAGE,
+    RESULT,
+    SECRET,
     TCP,
     Harness,
     answer,
     new_id,
+    opening,
+    query,
 )
 
 
@@ -100,3 +111,255 @@ class TestReport:
         client.leave()
         harness.settle()
         assert harness.status()["peers"] == 0
+
+
+JUNK = st.one_of(
+    st.binary(max_size=20),
+    st.recursive(
+        st.none() | st.integers(-1, 2**64 - 1) | st.text(max_size=3) | st.binary(max_size=17),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+        max_leaves=6,
+    ).map(msgpack.packb),
+    st.builds(
+        lambda kind, fields: msgpack.packb({"v": 1, "type": kind, **fields}),
+        st.sampled_from([*public.OF_GATEWAY, "RESULT", "NOBODY"]),
+        st.dictionaries(
+            st.sampled_from(["id", "prompt", "session", "name", "number", "bytes", "ticket"]),
+            st.none() | st.integers(0, 9) | st.binary(min_size=15, max_size=16) | st.text(),
+            max_size=4,
+        ),
+    ),
+)
+OUTCOMES = {"QUERY", "OPEN", "CLOSE", "COMMAND"}
+ENDS = {"RESULT", "ERROR", "OPENED", "DONE"}
+
+
+class GatewayWalk(RuleBasedStateMachine):
+    """Several programs say anything, and everything that can fail fails now and then.
+
+    An id that comes again comes with ``resent``, as the specification wants it.
+    """
+
+    @initialize(nothing_kept=st.booleans())
+    def begin_walk(self, nothing_kept):
+        self.harness = Harness(
+            pool={"control_timeout_s": 0.0},
+            max_peers=6,
+            max_connections=2,
+            max_requests=6,
+            max_queued_bytes=60,
+            max_outcome_bytes=0 if nothing_kept else 3000,
+            max_ids=0 if nothing_kept else 5,
+            max_conversations=2,
+        )
+        self.harness.home.on_submit = self.submitted
+        far = self.harness.reactors[FAR]
+        far.submit = lambda requests: [self.submitted(request) for request in requests]
+        self.clients = []
+        self.running = []
+        self.seen = set()
+        self.ids = []
+        self.handles = [new_id()]
+        self.tickets = [new_id()]
+        self.asked = []  # by REQ sockets: (channel, envelope)
+
+    def submitted(self, request):
+        exchange = getattr(request.sink, "_exchange", request.sink)
+        name = (exchange.scope.name, exchange.id)
+        assert name not in self.seen, "it runs twice"
+        self.seen.add(name)
+        request.order = len(self.seen)
+        self.running.append(request)
+
+    # -- peers -----------------------------------------------------------------------------------
+
+    @rule(
+        place=st.sampled_from([IPC, TCP]),
+        whose=st.sampled_from(["nobody", "secret", "key", "req", "req with key"]),
+    )
+    def come(self, place, whose):
+        key = "K" if "key" in whose else ""
+        client = self.harness.client(place, key=key, is_req="req" in whose)
+        self.clients.append(client)
+        if "req" not in whose:
+            client.say(public.Hello([1], SECRET if whose == "secret" else None))
+
+    @precondition(lambda self: self.clients)
+    @rule(data=st.data())
+    def go(self, data):
+        client = data.draw(st.sampled_from(self.clients))
+        self.clients.remove(client)
+        client.leave()
+
+    @rule(seconds=st.sampled_from([1.0, 5.0, 15.0, 100.0, 300.0]))
+    def pass_time(self, seconds):
+        self.harness.now += seconds
+        self.harness.gateway.go_on(self.harness.now)
+
+    @precondition(lambda self: self.clients)
+    @rule(data=st.data())
+    def say(self, data):
+        client = data.draw(st.sampled_from(self.clients))
+        message = data.draw(self.messages())
+        self.send(client, public_codec.encode(message))
+
+    @precondition(lambda self: self.clients)
+    @rule(data=st.data(), payload=JUNK)
+    def say_junk(self, data, payload):
+        self.send(data.draw(st.sampled_from(self.clients)), payload)
+
+    def send(self, client, payload):
+        if len(client.envelope) > 1:  # each time another, as with ZMQ_REQ_CORRELATE
+            client.envelope = (client.address, new_id(), b"")
+            self.asked.append((client, client.envelope))
+        client.arrive(payload)
+        for reply in client.replies:
+            if reply["type"] == "OPENED":
+                self.handles.append(reply["session"])
+                self.tickets.append(reply["ticket"])
+
+    @st.composite
+    def messages(draw, self):
+        kind = draw(st.sampled_from(sorted(public.OF_GATEWAY)))
+        is_again = bool(self.ids) and draw(st.booleans())
+        about = draw(st.sampled_from(self.ids)) if is_again else new_id()
+        if kind in OUTCOMES and not is_again:
+            self.ids.append(about)
+        handle = draw(st.sampled_from(self.handles))
+        pool = draw(st.sampled_from([None, HOME, FAR, "nobody"]))
+        match kind:
+            case "QUERY":
+                return query(
+                    about,
+                    prompt="x" * draw(st.integers(0, 40)),
+                    is_streamed=draw(st.booleans()),
+                    session=draw(st.sampled_from([None, handle])),
+                    client=pool,
+                    on_disconnect=draw(st.sampled_from(["cancel", "finish"])),
+                    resent=self.harness.gateway._epoch if is_again else None,
+                    has_control=draw(st.booleans()),
+                )
+            case "OPEN":
+                return opening(
+                    draw(st.sampled_from([None, "", "a", "b"])),
+                    id=about,
+                    client=pool,
+                    ticket=draw(st.sampled_from([None, *self.tickets])),
+                    max_queue=draw(st.sampled_from([None, 0, 5])),
+                )
+            case "CLOSE":
+                return public.Close(about, handle, draw(st.booleans()))
+            case "COMMAND":
+                name = draw(st.sampled_from(["set_model", "compact", "no"]))
+                return public.Command(about, handle, name, [1])
+            case "CREDIT":
+                return public.Credit(about, draw(st.integers(0, 5000)))
+            case "CONTROL_REPLY":
+                return public.ControlReply(about, draw(st.integers(0, 3)), {})
+            case "STATUS":
+                return public.Status(about, draw(st.sampled_from([None, handle])))
+            case "HELLO":
+                return public.Hello(draw(st.sampled_from([[1], [2]])), SECRET)
+            case "INTERRUPT":
+                return public.Interrupt(handle)
+        return public.OF_GATEWAY[kind](*(about,) if kind == "CANCEL" else ())
+
+    # -- pools -----------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), is_answer=st.booleans())
+    def end(self, data, is_answer):
+        request = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
+        request.settle(answer(MESSAGE, RESULT) if is_answer else SessionLost("gone"))
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def stream(self, data):
+        request = data.draw(st.sampled_from(self.running))
+        if request.is_streamed:
+            request.sink.stream(request, MESSAGE)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def ask_the_peer(self, data):
+        request = data.draw(st.sampled_from(self.running))
+        if request.on_control is not None:
+            with pytest.raises(Exception, match="no peer has answered"):
+                request.on_control(ControlRequest("permission", {}, "", ""))
+
+    @rule(pool=st.sampled_from([HOME, FAR]), is_home=st.booleans())
+    def do_something(self, pool, is_home):
+        reactor, inbox = self.harness.reactors[pool], self.harness.home.inbox
+        if reactor.orders:
+            reactor.orders.popleft()()
+        if is_home and inbox.calls:
+            inbox.calls.popleft()()
+
+    @rule()
+    def do_all(self):
+        self.harness.settle()
+
+    @rule(pool=st.sampled_from([HOME, FAR]), is_full=st.booleans(), is_broken=st.booleans())
+    def fail(self, pool, is_full, is_broken):
+        reactor = self.harness.reactors[pool]
+        reactor.open_error = QueueFull("max_sessions") if is_full else None
+        reactor.connect_error = ClientConnectError("no") if is_broken else None
+        reactor.command_error = ZeroDivisionError("no") if is_broken else None
+
+    @rule(pool=st.sampled_from([HOME, FAR]))
+    def lose_sessions(self, pool):
+        self.harness.reactors[pool].sessions.clear()
+
+    # -- what must hold --------------------------------------------------------------------------
+
+    @invariant()
+    def the_bounds_hold(self):
+        if not hasattr(self, "harness"):
+            return
+        gateway, limits = self.harness.gateway, self.harness.gateway._limits
+        assert len(gateway._peers) <= limits.max_peers
+        for scope in gateway._outcomes._scopes.values():
+            assert scope.peers <= limits.max_connections
+            assert len(scope.requests) <= limits.max_requests
+        for peer in gateway._peers._peers.values():
+            assert gateway._outcomes.scope(peer.scope.name, is_lasting=False) is peer.scope
+        assert all(0 < n <= limits.max_conversations + 1 for n in self.counts().values())
+        assert gateway._outcomes._kept_bytes <= limits.max_outcome_bytes
+        assert gateway._outcomes._ids <= limits.max_ids
+
+    def counts(self):
+        return self.harness.gateway._conversations._counts
+
+    def teardown(self):
+        """When all has ended and everybody has gone, nothing is left."""
+        if not hasattr(self, "harness"):
+            return
+        harness, gateway = self.harness, self.harness.gateway
+        harness.settle()
+        for request in self.running:
+            request.settle(answer())
+        harness.settle()
+        self.req_sockets_had_one_reply_to_everything()
+        assert gateway._outcomes.requests == 0
+        assert gateway._waiting == {}
+        for reactor in harness.reactors.values():
+            reactor.sessions.clear()
+        for _ in range(4):  # one beat to notice, one to forget, one for what that drove out
+            harness.pass_time(400.0)
+        assert (len(gateway._peers), gateway._peers.has_lost) == (0, False)
+        conversations = vars(gateway._conversations)
+        assert all(not conversations[name] for name in ("_open", "_names", "_tickets", "_counts"))
+        scopes = gateway._outcomes._scopes.values()
+        assert all(scope.is_lasting and scope.ids for scope in scopes)
+        assert sum(len(scope.ids) for scope in scopes) <= gateway._limits.max_ids
+        assert (gateway.next_deadline() == float("inf")) == (not scopes)
+
+    def req_sockets_had_one_reply_to_everything(self):
+        for client, envelope in self.asked:
+            replies = [reply for to, reply in client.channel.sent if to == envelope]
+            assert len(replies) <= 1
+            assert client not in self.clients or not replies or replies[0]["type"] != "CONTROL"
+
+
+TestGatewayWalk = GatewayWalk.TestCase
+TestGatewayWalk.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)

@@ -200,6 +200,19 @@ class TestGone:
         running.settle(answer())
         assert other.replies[-1]["type"] == "RESULT"
 
+    def test_is_gone_once_and_does_not_take_its_successor_along(self):
+        harness = Harness(max_outcome_bytes=0, max_ids=0)
+        first = harness.peer(secret=SECRET)
+        first.say(public.Status(new_id(), None))  # is answered when it has gone
+        harness.now += 15.0
+        harness.gateway.go_on(harness.now)
+        second = harness.peer(secret=SECRET)
+        second.say(opening())
+        first.leave()
+        harness.settle()
+        assert second.one()["type"] == "OPENED"
+        assert harness.reactors[HOME].closed == []
+
 
 class TestBounds:
     def test_more_connections_are_refused(self):
@@ -236,6 +249,19 @@ class TestBounds:
         assert harness.peer().welcome["type"] == "WELCOME"
         mine[0].leave()
         assert third.hello(SECRET).welcome["type"] == "WELCOME"
+
+    def test_the_only_one_of_a_secret_that_has_gone_makes_room(self):
+        harness = Harness(max_connections=1, max_outcome_bytes=0)
+        first = harness.peer(secret=SECRET)
+        first.leave()
+        second = harness.peer(secret=SECRET)
+        asked = query()
+        request = second.ask(asked)
+        assert harness.status()["requests"] == 1
+        request.settle(answer())
+        assert second.one()["type"] == "RESULT"
+        second.say(asked)
+        assert second.one()["code"] == "outcome_unknown"
 
     def test_who_was_refused_leaves_nothing(self):
         harness = Harness(max_peers=1)
