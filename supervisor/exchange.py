@@ -5,7 +5,8 @@ new is that its peer may go and come back on another connection, or leave it to 
 happens on the gateway's thread: :class:`FarSink` brings what comes from another pool's there.
 
 Invariants: exactly one reply ends an exchange; a stream that was cut off, because its peer went or
-asked again, goes on with nothing but the outcome, which then holds every message.
+asked again, goes on with nothing but the outcome, which then holds every message; so does the
+outcome that is kept for who asks again.
 
 Source: SPEC.md, sections 2.4, 2.5 and 2.7.
 """
@@ -149,7 +150,7 @@ class Exchange(ReplySink):
         query: what was asked.
         size: bytes of its prompt.
         credit_bytes: the credit that a stream begins with.
-        on_over: told what the outcome is, just before it is sent.
+        on_over: told what the outcome is, with every message, just before it is sent.
 
     Attributes:
         target: the pool's name and the session's number.
@@ -214,11 +215,12 @@ class Exchange(ReplySink):
         self._is_cut_off |= not is_sent
         return is_sent
 
-    def over(self, outcome: bytes) -> None:
+    def over(self, said: bytes, whole: public.Result | None) -> None:
         """It has its outcome."""
         for answer in self._answers.values():
             answer.cancel()
-        self._on_over(self, outcome)
+        # What was streamed may be lost with the connection: who asks again has it all again.
+        self._on_over(self, said if whole is None else public_codec.encode(whole))
 
     def settle(self, request: Request) -> None:
         """Send the outcome."""

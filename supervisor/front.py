@@ -163,7 +163,7 @@ class PeerSink(ReplySink):
         """Send a reply; ``False`` if the peer is gone."""
         return self._front.send(self.envelope, data)
 
-    def over(self, outcome: bytes) -> None:
+    def over(self, said: bytes, whole: public.Result | None) -> None:
         """Its id means nothing any more."""
-        del outcome
+        del said, whole
         self._front.forget(self)

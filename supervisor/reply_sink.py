@@ -48,8 +48,13 @@ class ReplySink(abc.ABC):
         """Send a reply; ``False`` if the peer is gone."""
 
     @abc.abstractmethod
-    def over(self, outcome: bytes) -> None:
-        """The request is over; ``outcome`` is what will be said of it."""
+    def over(self, said: bytes, whole: public.Result | None) -> None:
+        """The request is over.
+
+        Args:
+            said: what will be said of it.
+            whole: the same with all messages, if ``said`` is without those that were streamed.
+        """
 
     def grant(self, count_bytes: int) -> None:
         """The peer has read so much; there is never more credit than at the beginning."""
@@ -72,35 +77,38 @@ class ReplySink(abc.ABC):
 
     def settle(self, request: Request) -> None:
         """Send the outcome."""
-        try:
-            reply = self._reply(request)
-        except RemoteProtocolError as error:  # the worker's
-            reply = self._error(request, error)
-        data = public_codec.encode(reply)
-        self.over(data)
+        whole: public.Result | None = None
+        outcome = self._outcome(request)
+        if isinstance(outcome, public.Result) and not self.is_whole(request):
+            whole = outcome
+            outcome = self._streamed(request, whole)
+        data = public_codec.encode(outcome)
+        self.over(data, whole if isinstance(outcome, public.Result) else None)
         self.send(data)
 
     def is_whole(self, request: Request) -> bool:
         """Whether the outcome is to hold the messages."""
         return not request.is_streamed
 
-    def _reply(self, request: Request) -> public.ToClient:
+    def _outcome(self, request: Request) -> public.Result | public.Error:
+        """Give the outcome with all its messages."""
         outcome = request.outcome
         if isinstance(outcome, Answer):
-            return self._answer(request, outcome)
+            duration_s = min(outcome.duration_s, _LONGEST_S)
+            messages = outcome.messages or _messages_of_callable(outcome, duration_s)
+            return self._result(request, outcome, round(duration_s * 1000), messages)
         assert outcome is not None
         return self._error(request, outcome)
 
-    def _answer(self, request: Request, answer: Answer) -> public.ToClient:
-        """The result; before it, what of a streamed answer has not been sent yet."""
-        duration_s = min(answer.duration_s, _LONGEST_S)
-        messages = answer.messages or _messages_of_callable(answer, duration_s)
-        if not self.is_whole(request):
-            rest = public_codec.split(messages, self._seq)
-            if self._is_cut or not all(self.stream(request, message) for message in rest):
-                return self._error(request, SlowReader("the reader fell too far behind"))
-            messages = _NO_MESSAGES
-        return self._result(request, answer, round(duration_s * 1000), messages)
+    def _streamed(self, request: Request, whole: public.Result) -> public.Result | public.Error:
+        """Send what of the messages has not been sent yet; give what is left to be said."""
+        try:
+            rest = public_codec.split(whole.messages, self._seq)
+        except RemoteProtocolError as error:  # the worker's
+            return self._error(request, error)
+        if self._is_cut or not all(self.stream(request, message) for message in rest):
+            return self._error(request, SlowReader("the reader fell too far behind"))
+        return whole._replace(messages=_NO_MESSAGES)
 
     def _result(
         self, request: Request, answer: Answer, duration_ms: int, messages: bytes

@@ -371,6 +371,18 @@ class TestStream:
         assert types(replies) == ["MESSAGE", "RESULT"]
         assert replies[-1]["messages"] == WHOLE
 
+    def test_that_was_heard_is_whole_in_the_outcome_that_is_sent_again(self, harness):
+        """What was sent just before a connection broke may be lost with it, the outcome too."""
+        first, asked = harness.peer(secret=SECRET), query(is_streamed=True)
+        request = first.ask(asked)
+        request.sink.stream(request, MESSAGE)
+        request.settle(answer(MESSAGE, RESULT))
+        assert first.heard()[-1]["messages"] == []
+        second = harness.peer(secret=SECRET)
+        second.say(asked)
+        result = second.one()
+        assert (result["type"], result["messages"]) == ("RESULT", WHOLE)
+
     @pytest.mark.parametrize("sent", [0, 1])
     def test_whose_connection_breaks_leaves_a_whole_outcome(self, harness, sent):
         first = harness.peer(secret=SECRET)
@@ -381,6 +393,15 @@ class TestStream:
         assert request.sink.stream(request, MESSAGE), "what becomes of it is decided elsewhere"
         harness.gateway.take()
         assert request.sink.stream(request, RESULT)
+        request.settle(answer(MESSAGE, RESULT))
+        second = harness.peer(secret=SECRET)
+        second.say(asked)
+        assert second.one()["messages"] == WHOLE
+
+    def test_whose_connection_breaks_at_the_very_end_leaves_a_whole_outcome(self, harness):
+        first, asked = harness.peer(secret=SECRET), query(is_streamed=True)
+        request = first.ask(asked)
+        first.leave()
         request.settle(answer(MESSAGE, RESULT))
         second = harness.peer(secret=SECRET)
         second.say(asked)
