@@ -20,6 +20,7 @@ from typing import Protocol, TypeAlias
 
 from soloist.protocol import public, public_codec
 from soloist.protocol.content import Map
+from soloist.protocol.errors import SlowReader, SoloistError
 from soloist.protocol.messages import Answer
 from soloist.supervisor.control import ControlRequest
 from soloist.supervisor.inbox import Inbox
@@ -269,13 +270,17 @@ class FarSink:
         exchange: where it goes.
         home: the way to the gateway's thread.
         max_bytes: most bytes of messages that are on their way.
-        cancel: ends the request early; called on the gateway's thread.
+        cancel: ends requests early, for that reason; called on the gateway's thread.
     """
 
     __slots__ = ("_cancel", "_exchange", "_home", "_max_bytes", "_sent_bytes", "_taken_bytes")
 
     def __init__(
-        self, exchange: Exchange, home: Inbox, max_bytes: int, cancel: Callable[[Request], None]
+        self,
+        exchange: Exchange,
+        home: Inbox,
+        max_bytes: int,
+        cancel: Callable[[tuple[Request], SoloistError], None],
     ) -> None:
         self._exchange = exchange
         self._home = home
@@ -300,4 +305,4 @@ class FarSink:
     def _take(self, request: Request, message: bytes) -> None:
         self._taken_bytes += len(message)
         if not self._exchange.stream(request, message):
-            self._cancel(request)
+            self._cancel((request,), SlowReader("the reader of the stream fell too far behind"))

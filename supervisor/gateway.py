@@ -333,9 +333,7 @@ class Gateway:
             self._home.submit(request)
             return
         pool = self._pools[name]
-        request.sink = FarSink(
-            exchange, self._home.inbox, pool.credit_bytes, lambda r: pool.reactor.cancel((r,))
-        )
+        request.sink = FarSink(exchange, self._home.inbox, pool.credit_bytes, pool.reactor.cancel)
         try:
             pool.reactor.submit((request,))
         except SoloistError as error:

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from soloist.protocol import codec
-from soloist.protocol.errors import InvalidOptions, SupervisorClosed
+from soloist.protocol.errors import InvalidOptions, SoloistError, SupervisorClosed
 from soloist.supervisor.brokers import Address, SessionLimits
 from soloist.supervisor.io_thread import IOThread, Service
 from soloist.supervisor.request import Request
@@ -102,10 +102,10 @@ class Reactor:
         """
         self.inbox.submit(requests)
 
-    def cancel(self, requests: Iterable[Request]) -> None:
-        """End these requests early."""
+    def cancel(self, requests: Iterable[Request], error: SoloistError | None = None) -> None:
+        """End these requests early; by default as their callers' doing."""
         rest = list(requests)
-        self.inbox.post(lambda: self._thread.cancel(rest))
+        self.inbox.post(lambda: self._thread.cancel(rest, error))
 
     def cancel_pending(self) -> None:
         """End every request that has not started."""

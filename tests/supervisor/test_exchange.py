@@ -494,6 +494,17 @@ class TestFarPool:
             client.say(public.Credit(asked.id, 1000))
         assert types(client.heard()) == ["MESSAGE"] * 100
 
+    def test_whose_reader_is_too_slow_is_ended_for_that(self):
+        harness = Harness(pool={"credit_bytes": 100})
+        client = harness.peer()
+        request = client.ask(client=FAR, is_streamed=True)
+        for _ in range(2):
+            request.sink.stream(request, MESSAGE)
+            harness.settle()
+        [(cancelled, error)] = harness.reactors[FAR].cancelled
+        assert cancelled is request
+        assert isinstance(error, SlowReader)
+
     def test_ends_early_there(self, harness):
         client, asked = harness.peer(), query(client=FAR)
         request = client.ask(asked)
