@@ -199,7 +199,7 @@ class Exchange(ReplySink):
         """Its peer may be another one now: end the stream, and ask again what the agent asks."""
         self._is_cut_off = True
         for question in tuple(self._questions.values()):
-            self.send(public_codec.encode(question))
+            self._put(question)
 
     def detach(self) -> None:
         """Nobody waits for it any more."""
@@ -243,7 +243,7 @@ class Exchange(ReplySink):
         control = public.Control(self.id, self._count, question.kind, question.data)
         self._questions[self._count] = control
         self._answers[self._count] = answer
-        self.send(public_codec.encode(control))
+        self._put(control)
 
     def answered(self, number: int, data: Map) -> None:
         """Its caller has answered; an answer that comes twice or too late is nothing."""
@@ -251,6 +251,10 @@ class Exchange(ReplySink):
         answer = self._answers.pop(number, None)
         if answer is not None and answer.set_running_or_notify_cancel():
             answer.set_result(data)
+
+    def _put(self, question: public.Control) -> None:
+        if len(self.envelope) == 1:  # a REQ socket hears nothing but the outcome
+            self.send(public_codec.encode(question))
 
     def _result(
         self, request: Request, answer: Answer, duration_ms: int, messages: bytes

@@ -293,14 +293,14 @@ class Gateway:
         )
         timeout_s = pool.timeout_s if query.timeout_ms is None else query.timeout_ms / 1000
         exchange.request = request = Request(
-            "" if not query.has_control else query.prompt,
+            "",  # only a Result would show it, and there is none of this request
             payload,
             exchange,
             deadline=None if timeout_s is None else self._clock() + timeout_s,
             is_streamed=query.is_streamed,
         )
         request.session = target[1]
-        if query.has_control:
+        if query.has_control and len(envelope) == 1:
             request.on_control = functools.partial(self._ask, exchange, pool.control_timeout_s)
         before = self._waiting.get(target, 0)
         self._waiting[target] = before + 1

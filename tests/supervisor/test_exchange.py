@@ -342,6 +342,23 @@ class TestReq:
         client.say(asked)
         assert client.one()["type"] == "RESULT"
 
+    def test_is_never_asked_by_the_agent(self, harness):
+        client = harness.client(is_req=True)
+        assert client.ask(has_control=True).on_control is None
+
+    def test_that_asks_for_what_another_began_is_not_asked_by_the_agent_either(self, harness):
+        first, asked = harness.peer(TCP, key="K"), query(has_control=True)
+        request = first.ask(asked)
+        desk = Desk(harness, request)
+        desk.ask()
+        assert first.one()["type"] == "CONTROL"
+        second = harness.client(TCP, key="K", is_req=True)
+        second.say(asked)
+        desk.ask()
+        request.settle(answer())
+        assert second.one()["type"] == "RESULT"
+        desk.join()
+
 
 class TestStream:
     def test_goes_out_as_it_comes_then_the_result_without_messages(self, harness):
