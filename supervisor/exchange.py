@@ -159,7 +159,6 @@ class Exchange(ReplySink):
     """
 
     __slots__ = (
-        "_answers",
         "_count",
         "_is_cut_off",
         "_on_over",
@@ -191,15 +190,15 @@ class Exchange(ReplySink):
         self._on_over = on_over
         self._is_cut_off = False  # from the stream: its peer has gone, or has asked again
         self._count = 0
-        self._questions: dict[int, public.Control] = {}
-        self._answers: dict[int, Future[Map]] = {}
+        self._questions: dict[int, tuple[public.Control, Future[Map]]] = {}
         peer.attach(self, envelope)
 
     def asked_again(self) -> None:
         """Its peer may be another one now: end the stream, and ask again what the agent asks."""
         self._is_cut_off = True
-        for question in tuple(self._questions.values()):
-            self._put(question)
+        for question, answer in tuple(self._questions.values()):
+            if not answer.done():
+                self._put(question)
 
     def detach(self) -> None:
         """Nobody waits for it any more."""
@@ -218,7 +217,7 @@ class Exchange(ReplySink):
 
     def over(self, said: bytes, whole: public.Result | None) -> None:
         """It has its outcome."""
-        for answer in self._answers.values():
+        for _, answer in self._questions.values():
             answer.cancel()
         # What was streamed may be lost with the connection: who asks again has it all again.
         self._on_over(self, said if whole is None else public_codec.encode(whole))
@@ -238,17 +237,20 @@ class Exchange(ReplySink):
         return self._is_cut_off or not request.is_streamed
 
     def ask(self, question: ControlRequest, answer: Future[Map]) -> None:
-        """Pass a question of the agent's on."""
+        """Pass a question of the agent's on; its answer is cancelled when nobody can give it."""
+        if self.request.outcome is not None:
+            answer.cancel()
+            return
+        for number in [number for number, (_, late) in self._questions.items() if late.done()]:
+            del self._questions[number]
         self._count += 1
         control = public.Control(self.id, self._count, question.kind, question.data)
-        self._questions[self._count] = control
-        self._answers[self._count] = answer
+        self._questions[self._count] = control, answer
         self._put(control)
 
     def answered(self, number: int, data: Map) -> None:
         """Its caller has answered; an answer that comes twice or too late is nothing."""
-        self._questions.pop(number, None)
-        answer = self._answers.pop(number, None)
+        _, answer = self._questions.pop(number, (None, None))
         if answer is not None and answer.set_running_or_notify_cancel():
             answer.set_result(data)
 

@@ -393,6 +393,7 @@ class Gateway:
         try:
             data = answer.result(timeout_s)
         except (TimeoutError, CancelledError) as error:
+            answer.cancel()  # so that it is not asked again
             raise RequestTimeout("no peer has answered the agent's question") from error
         if list(data) == ["error"]:
             raise ClientError("the peer says that nobody has decided")

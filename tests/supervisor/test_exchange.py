@@ -743,5 +743,30 @@ class TestControl:
         [error] = self.desk.join()
         assert isinstance(error, RequestTimeout)
 
+    def test_is_no_when_the_request_was_over_before_it_came(self, client):
+        self.request.settle(RequestCancelled("x"))
+        client.heard()
+        self.desk.ask()
+        [error] = self.desk.join()
+        assert isinstance(error, RequestTimeout)
+        assert client.heard() == []
+
     def test_is_not_for_those_who_answer_none(self, client):
         assert client.ask().on_control is None
+
+
+class TestControlDeadline:
+    def test_is_no_and_it_is_not_asked_again(self):
+        harness = Harness(pool={"control_timeout_s": 0.01})
+        client, asked = harness.peer(), query(has_control=True)
+        request = client.ask(asked)
+        desk = Desk(harness, request)
+        desk.ask()
+        [error] = desk.join()
+        assert isinstance(error, RequestTimeout)
+        assert client.one()["type"] == "CONTROL"
+        client.say(asked)
+        assert client.heard() == []
+        client.say(public.ControlReply(asked.id, 1, {}))
+        request.settle(answer())
+        assert client.one()["type"] == "RESULT"
