@@ -20,7 +20,7 @@ import math
 import secrets
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from soloist.protocol import public
 from soloist.protocol.content import Map
@@ -31,6 +31,8 @@ from soloist.supervisor.inbox import Inbox
 from soloist.supervisor.reactor import Reactor
 from soloist.supervisor.results import SessionStats
 
+_Name: TypeAlias = tuple[Hashable, str, str]
+"""An owner, a pool, and what the owner calls a conversation there."""
 LOCAL = "local"
 """The owner of everything that peers of local sockets open."""
 
@@ -103,7 +105,8 @@ class Conversations:
         self._max_conversations = max_conversations
         self._default = default
         self._open: dict[bytes, Conversation] = {}
-        self._names: dict[tuple[Hashable, str, str | None], Conversation] = {}
+        self._names: dict[_Name, Conversation] = {}
+        self._opening: dict[_Name, Future[Address]] = {}
         self._tickets: dict[bytes, Conversation] = {}
         self._counts: dict[Hashable, int] = {}
 
@@ -151,29 +154,10 @@ class Conversations:
             self._say_opened(call, peer, conversation)
             return
         pool = self.pool_name(message.client)
-        known = self._names.get((peer.owner, pool, message.name)) if message.name else None
-        limits = self._limits(message, known)
-        self._take_place(peer.owner)
-        reactor = self._pools[pool].reactor
-        ready: Future[None] | None = None if message.name else Future()
-        opening = reactor.open_session(_inner_name(peer, message.name), limits, ready)
-
-        def begun() -> None:
-            try:
-                address = opening.result()
-            except SoloistError as error:
-                self._free_place(peer.owner)
-                _refuse(call, error)
-                return
-            new = Conversation(
-                pool, message.name or None, peer.owner, peer.scope.name, limits, address
-            )
-            if ready is None:
-                self._say_opened(call, peer, self._known_or(new))
-            else:
-                self._later(ready, lambda: self._connected(call, peer, new, ready))
-
-        self._later(opening, begun)
+        if message.name:
+            self._open_named(call, peer, message, (peer.owner, pool, message.name))
+        else:
+            self._open_own(call, peer, message, pool)
 
     def close(self, call: Call, peer: Peer, message: public.Close) -> None:
         """End one for everybody.
@@ -252,6 +236,66 @@ class Conversations:
 
     # -- helpers ---------------------------------------------------------------------------------
 
+    def _open_named(self, call: Call, peer: Peer, message: public.Open, key: _Name) -> None:
+        """Begin or join one that its owner can find again."""
+        owner, pool, name = key
+        if (earlier := self._opening.get(key)) is not None:
+            # Whether there is one to join, and with which bounds, is known after that.
+            self._later(earlier, lambda: self._open_again(call, peer, message))
+            return
+        known = self._names.get(key)
+        limits = self._limits(message, known)
+        if known is None:
+            self._take_place(owner)
+        reactor = self._pools[pool].reactor
+        opening = self._opening[key] = reactor.open_session(_inner_name(peer, name), limits)
+
+        def begun() -> None:
+            del self._opening[key]
+            error = opening.exception()
+            if error is not None:
+                if known is None:
+                    self._free_place(owner)
+                _refuse(call, error)
+                return
+            address = opening.result()
+            if known is not None and known.address == address:
+                self._say_opened(call, peer, known)
+                return
+            if known is not None:  # it has ended, and its place is its successor's
+                self._forget(known)
+                self._counts[owner] = self._counts.get(owner, 0) + 1
+            new = self._names[key] = Conversation(
+                pool, name, owner, peer.scope.name, limits, address
+            )
+            self._say_opened(call, peer, self._add(new))
+
+        self._later(opening, begun)
+
+    def _open_again(self, call: Call, peer: Peer, message: public.Open) -> None:
+        try:
+            self.open(call, peer, message)
+        except SoloistError as error:
+            _refuse(call, error)
+
+    def _open_own(self, call: Call, peer: Peer, message: public.Open, pool: str) -> None:
+        """Begin one that is a connection's own."""
+        limits = self._limits(message, None)
+        self._take_place(peer.owner)
+        ready: Future[None] = Future()
+        opening = self._pools[pool].reactor.open_session("", limits, ready)
+
+        def begun() -> None:
+            error = opening.exception()
+            if error is not None:
+                self._free_place(peer.owner)
+                _refuse(call, error)
+                return
+            new = Conversation(pool, None, peer.owner, peer.scope.name, limits, opening.result())
+            self._later(ready, lambda: self._connected(call, peer, new, ready))
+
+        self._later(opening, begun)
+
     def _connected(self, call: Call, peer: Peer, new: Conversation, ready: Future[None]) -> None:
         """One connection's own is there, unless its client could not start."""
         error = ready.exception()
@@ -262,19 +306,9 @@ class Conversations:
             self._close(new)
             _refuse(call, error)
             return
-        self._say_opened(call, peer, self._known_or(new))
+        self._say_opened(call, peer, self._add(new))
 
-    def _known_or(self, new: Conversation) -> Conversation:
-        """Give the one of that address, if it is known; else this one, from here on."""
-        key = (new.owner, new.pool, new.name)
-        known = self._names.get(key)
-        if known is not None and known.address == new.address:
-            self._free_place(new.owner)
-            return known
-        if known is not None:
-            self._forget(known)
-        if new.name is not None:
-            self._names[key] = new
+    def _add(self, new: Conversation) -> Conversation:
         self._open[new.handle] = self._tickets[new.ticket] = new
         return new
 
@@ -330,7 +364,7 @@ class Conversations:
         if self._open.pop(conversation.handle, None) is None:
             return
         del self._tickets[conversation.ticket]
-        key = (conversation.owner, conversation.pool, conversation.name)
+        key = (conversation.owner, conversation.pool, conversation.name or "")
         if self._names.get(key) is conversation:
             del self._names[key]
         self._free_place(conversation.owner)

@@ -91,6 +91,24 @@ class TestOpen:
         assert len(handles) == 1
         assert harness.gateway._conversations._counts == {"local": 1}
 
+    def test_of_a_name_that_is_just_being_opened_with_bounds_joins_it(self, harness):
+        client = harness.peer()
+        client.say(opening("a", max_queue=5), opening("a"))
+        harness.settle()
+        first, second = client.heard()
+        assert second["type"] == "OPENED"
+        assert first["session"] == second["session"]
+
+    def test_of_a_name_that_is_just_being_opened_in_vain_is_tried_itself(self, harness):
+        client, reactor = harness.peer(), harness.reactors[HOME]
+        reactor.open_error = QueueFull("max_sessions")
+        client.say(opening("a", max_queue=5), opening("a"))
+        reactor.orders.popleft()()
+        reactor.open_error = None
+        harness.settle()
+        refused, opened = client.heard()
+        assert (refused["code"], opened["type"]) == ("queue_full", "OPENED")
+
     def test_of_no_client_is_refused(self, harness):
         assert code_of(harness.peer(), opening("a", client="nobody")) == "invalid_options"
 
@@ -333,6 +351,22 @@ class TestPlaces:
         assert code_of(harness.peer(TCP, key="K"), opening("b")) == "queue_full"
         other.open("a")
         other.open("b")
+
+    def test_do_not_count_for_who_joins(self):
+        harness = Harness(max_conversations=1)
+        first, second = harness.peer(), harness.peer()
+        opened = first.open("a")
+        assert second.open("a")["session"] == opened["session"]
+        assert code_of(second, opening("b")) == "queue_full"
+
+    def test_of_those_that_have_ended_are_free_for_their_successors(self):
+        harness = Harness(max_conversations=1)
+        client = harness.peer()
+        client.open("a")
+        harness.reactors[HOME].sessions.clear()
+        client.open("a")
+        assert code_of(client, opening("b")) == "queue_full"
+        assert harness.gateway._conversations._counts == {"local": 1}
 
     def test_are_free_after_the_end(self):
         harness = Harness(max_conversations=1)
