@@ -31,6 +31,8 @@ from soloist.supervisor.inbox import Inbox
 from soloist.supervisor.reactor import Reactor
 from soloist.supervisor.results import SessionStats
 
+_MARK = "~"
+"""What the names in a pool begin with whose owner stands in them."""
 _Name: TypeAlias = tuple[Hashable, str, str]
 """An owner, a pool, and what the owner calls a conversation there."""
 LOCAL = "local"
@@ -388,12 +390,12 @@ class Conversations:
         future.add_done_callback(lambda _: self._home.post(then))
 
 
-def _inner_name(peer: Peer, name: str | None) -> str:
+def _inner_name(peer: Peer, name: str) -> str:
     """What a conversation is called in its pool: one owner's names are not another's."""
-    if not name or peer.owner == LOCAL:
-        return name or ""
-    digest = hashlib.blake2b(repr(peer.owner).encode(), digest_size=8).hexdigest()
-    return f"{digest}/{name}"
+    if peer.owner == LOCAL and not name.startswith(_MARK):
+        return name
+    digest = hashlib.blake2b(repr(peer.owner).encode(), digest_size=16).hexdigest()
+    return f"{_MARK}{digest}/{name}"
 
 
 def _refuse(call: Call, error: BaseException) -> None:

@@ -243,6 +243,13 @@ class TestOwner:
         assert harness.reactors[HOME].closed == []
         assert harness.reactors[HOME].interrupted == []
 
+    def test_has_names_that_nobody_can_say_for_it(self, harness):
+        """A local peer reads all names in the status, and may open any."""
+        harness.peer(TCP, key="K").open("a")
+        [session] = harness.reactors[HOME].sessions.values()
+        harness.peer(IPC).open(session.name)
+        assert len(harness.reactors[HOME].sessions) == 2
+
 
 class TestTicket:
     def test_admits_another_owner(self, harness):
