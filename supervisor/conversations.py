@@ -31,6 +31,8 @@ from soloist.supervisor.inbox import Inbox
 from soloist.supervisor.reactor import Reactor
 from soloist.supervisor.results import SessionStats
 
+_MAX_ADMITTED = 1_000
+"""So many owners beside its own may use a conversation; who came before shows the ticket again."""
 _MARK = "~"
 """What the names in a pool begin with whose owner stands in them."""
 _Name: TypeAlias = tuple[Hashable, str, str]
@@ -67,7 +69,7 @@ class Conversation:
         address: where it is.
         handle: what all its peers call it.
         ticket: admits another owner.
-        admitted: every owner who may use it.
+        admitted: those who may use it by its ticket, who did so longest ago first.
     """
 
     pool: str
@@ -78,10 +80,19 @@ class Conversation:
     address: Address
     handle: bytes = dataclasses.field(default_factory=_random_id)
     ticket: bytes = dataclasses.field(default_factory=_random_id)
-    admitted: set[Hashable] = dataclasses.field(default_factory=set)
+    admitted: dict[Hashable, None] = dataclasses.field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.admitted.add(self.owner)
+    def may_use(self, owner: Hashable) -> bool:
+        """Whether it is that owner's, or he has shown its ticket."""
+        return owner == self.owner or owner in self.admitted
+
+    def used_by(self, owner: Hashable) -> None:
+        """Remember who may use it; who has not for longest gives way."""
+        self.admitted.pop(owner, None)
+        if owner != self.owner:
+            self.admitted[owner] = None
+        if len(self.admitted) > _MAX_ADMITTED:
+            del self.admitted[next(iter(self.admitted))]
 
 
 class Conversations:
@@ -134,8 +145,9 @@ class Conversations:
             SessionClosed: there is none.
         """
         conversation = self._open.get(handle)
-        if conversation is None or peer.owner not in conversation.admitted:
+        if conversation is None or not conversation.may_use(peer.owner):
             raise SessionClosed("there is no such conversation, or not any more", started=False)
+        conversation.used_by(peer.owner)
         return conversation
 
     # -- what peers ask --------------------------------------------------------------------------
@@ -152,7 +164,7 @@ class Conversations:
             conversation = self._tickets.get(message.ticket)
             if conversation is None:
                 raise SessionClosed("there is no conversation with that ticket", started=False)
-            conversation.admitted.add(peer.owner)
+            conversation.used_by(peer.owner)
             self._say_opened(call, peer, conversation)
             return
         pool = self.pool_name(message.client)

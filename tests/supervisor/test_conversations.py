@@ -287,6 +287,20 @@ class TestTicket:
         assert code_of(client, opening(ticket=opened["ticket"])) == "session_closed"
         assert len(harness.gateway._conversations) == 0
 
+    def test_admits_many_but_not_endlessly_many(self, harness):
+        opened = harness.peer(TCP, key="K").open("a")
+        first = harness.peer(TCP, key="first")
+        first.open(ticket=opened["ticket"])
+        for number in range(1100):
+            joiner = harness.client(TCP, key=str(number), is_req=True)
+            joiner.open(ticket=opened["ticket"])
+            if number % 100 == 0:
+                first.say(public.Interrupt(opened["session"]))
+        [conversation] = harness.gateway._conversations._open.values()
+        assert len(conversation.admitted) <= 1000
+        assert first.heard() == [], "who uses it stays in"
+        assert harness.client(TCP, key="K", is_req=True).open("a")
+
 
 class TestWithoutName:
     def test_is_open_when_its_client_is_connected(self, harness):
