@@ -161,7 +161,9 @@ class GatewayWalk(RuleBasedStateMachine):
         self.ids = []
         self.handles = [new_id()]
         self.tickets = [new_id()]
-        self.asked = []  # by REQ sockets: (channel, envelope)
+        self.asked = []  # by REQ sockets: (client, envelope)
+        for place, whose in ((IPC, "nobody"), (TCP, "secret"), (TCP, "key"), (IPC, "req")):
+            self.come(place, whose)
 
     def submitted(self, request):
         exchange = getattr(request.sink, "_exchange", request.sink)
@@ -200,8 +202,39 @@ class GatewayWalk(RuleBasedStateMachine):
     @rule(data=st.data())
     def say(self, data):
         client = data.draw(st.sampled_from(self.clients))
-        message = data.draw(self.messages())
+        for _ in range(data.draw(st.integers(1, 5))):
+            self.send(client, public_codec.encode(data.draw(self.messages())))
+
+    @precondition(lambda self: self.clients)
+    @rule(data=st.data(), pool=st.sampled_from([HOME, FAR]), is_finished=st.booleans())
+    def ask(self, data, pool, is_finished):
+        client = data.draw(st.sampled_from(self.clients))
+        is_req = len(client.envelope) > 1
+        asked = query(
+            prompt="x",
+            client=pool,
+            is_streamed=not is_req,
+            on_disconnect="finish" if is_finished else "cancel",
+            has_control=data.draw(st.booleans()),
+        )
+        self.ids.append(asked.id)
+        self.send(client, public_codec.encode(asked))
+
+    @precondition(lambda self: self.clients)
+    @rule(
+        data=st.data(),
+        pool=st.sampled_from([HOME, FAR]),
+        name=st.sampled_from([None, "a", "b"]),
+        is_quick=st.booleans(),
+    )
+    def open(self, data, pool, name, is_quick):
+        message = opening(name, client=pool)
+        self.ids.append(message.id)
+        client = data.draw(st.sampled_from(self.clients))
         self.send(client, public_codec.encode(message))
+        if is_quick:
+            self.harness.settle()
+            self.learn(client)
 
     @precondition(lambda self: self.clients)
     @rule(data=st.data(), payload=JUNK)
@@ -213,6 +246,9 @@ class GatewayWalk(RuleBasedStateMachine):
             client.envelope = (client.address, new_id(), b"")
             self.asked.append((client, client.envelope))
         client.arrive(payload)
+        self.learn(client)
+
+    def learn(self, client):
         for reply in client.replies:
             if reply["type"] == "OPENED":
                 self.handles.append(reply["session"])
@@ -220,7 +256,7 @@ class GatewayWalk(RuleBasedStateMachine):
 
     @st.composite
     def messages(draw, self):
-        kind = draw(st.sampled_from(sorted(public.OF_GATEWAY)))
+        kind = draw(st.sampled_from([*["QUERY"] * 6, *["OPEN"] * 4, *sorted(public.OF_GATEWAY)]))
         is_again = bool(self.ids) and draw(st.booleans())
         about = draw(st.sampled_from(self.ids)) if is_again else new_id()
         if kind in OUTCOMES and not is_again:
@@ -362,4 +398,4 @@ class GatewayWalk(RuleBasedStateMachine):
 
 
 TestGatewayWalk = GatewayWalk.TestCase
-TestGatewayWalk.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
+TestGatewayWalk.settings = settings(max_examples=120, stateful_step_count=60, deadline=None)
