@@ -175,7 +175,11 @@ class TestKeys:
         assert socket.poll(LIMIT_S * 1000)
         assert socket.recv() == b"x"
 
-    @pytest.mark.parametrize(("pair", "server"), [(EVE, SERVER[0]), (ANN, EVE[0]), (None, None)])
+    @pytest.mark.parametrize(
+        ("pair", "server"),
+        [(EVE, SERVER[0]), (ANN, EVE[0]), (None, None)],
+        ids=["a wrong key", "a wrong server", "no key"],
+    )
     def test_nobody_else_is_heard(self, bound, connected, pair, server):
         (channel,) = bound("tcp://127.0.0.1:*", keys=KEYS)
         stranger = connected(channel.endpoint, pair, server)
