@@ -17,15 +17,18 @@ ECHO = 'delay_s = 0.2, chunks = 4, fail_on = "fail", exit_on = "exit", ask_on = 
 """See ``protocol/vectors/README.md``."""
 _CONFIGURATION = """
 bind = ["ipc://{folder}/gateway", "tcp://127.0.0.1:*"]
+drain_timeout_s = 5.0
 
 [clients.echo]
 client = "echo"
 options = {{{options}}}
 size = 2
+control_timeout_s = 2.0
 
 [limits]
 {limits}
-
+"""
+_SECURITY = """
 [security]
 key_file = "server.key_secret"
 clients = "clients"
@@ -39,7 +42,8 @@ class Served:
     Attributes:
         pid: of its process.
         ipc: an endpoint without keys.
-        tcp: an endpoint with CURVE.
+        tcp: an endpoint, with CURVE if there are keys.
+        log: what it says on standard error.
         server_key: its public key, Z85.
         key_file: with the key pair of a peer that is let in.
     """
@@ -47,34 +51,46 @@ class Served:
     pid: int
     ipc: str
     tcp: str
+    log: Path
     server_key: str
     key_file: Path
 
 
 @contextlib.contextmanager
-def served(folder: Path, *, options: str = ECHO, limits: str = "") -> Iterator[Served]:
+def served(
+    folder: Path, *, options: str = ECHO, limits: str = "", has_keys: bool = True
+) -> Iterator[Served]:
     """Serve ``echo`` until the block ends, which fails if the gateway did not end well.
 
     Args:
         folder: for its socket, keys and configuration; short, for the socket's sake.
         options: of the client, as TOML writes them between braces.
         limits: lines of TOML.
+        has_keys: whether TCP needs them.
     """
     server_key, key_file = _make_keys(folder)
     configuration = folder / "soloist.toml"
-    configuration.write_text(_CONFIGURATION.format(folder=folder, options=options, limits=limits))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "soloist.supervisor.cli", "serve", "--config", str(configuration)],
-        stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment(),
-    )  # fmt: skip
+    text = _CONFIGURATION.format(folder=folder, options=options, limits=limits)
+    configuration.write_text(text + _SECURITY * has_keys)
+    log = folder / "log"
+    command = [sys.executable, "-m", "soloist.supervisor.cli", "serve"]
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [*command, "--config", str(configuration)],
+            stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT, env=environment(),
+        )  # fmt: skip
     try:
         assert process.stdout is not None
         ipc, tcp = (process.stdout.readline().split()[-1] for _ in range(2))
-        yield Served(process.pid, ipc, tcp, server_key, key_file)
+        yield Served(process.pid, ipc, tcp, log, server_key, key_file)
     finally:
         process.terminate()
-        process.communicate(timeout=LIMIT_S)
-    assert process.returncode == 0
+        try:
+            process.communicate(timeout=LIMIT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+    assert process.returncode == 0, log.read_text()
 
 
 def _make_keys(folder: Path) -> tuple[str, Path]:
