@@ -286,6 +286,8 @@ class GatewayMachine(RuleBasedStateMachine):
     @invariant()
     def bounds_hold(self):
         assert len(self.gateway._peers) <= LIMITS.max_peers
+        scopes = self.gateway._outcomes._scopes.values()
+        assert all(scope.peers <= LIMITS.max_connections for scope in scopes)
         assert self.gateway._outcomes.requests == len(self.ids) == len(self.home.waiting)
         owners = collections.Counter(owner for owner, _ in self.ids)
         assert all(count <= LIMITS.max_requests for count in owners.values())
