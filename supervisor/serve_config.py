@@ -79,7 +79,7 @@ class LimitsSection(_Section):
     max_connections: PositiveInt = 100
     max_requests: PositiveInt = 1_000
     max_queued_bytes: PositiveInt = 256 * _MIB
-    max_outcome_bytes: _Count = 64 * _MIB
+    max_outcome_bytes: _Count = 16 * _MIB
     max_ids: _Count = 100_000
     retention_s: Annotated[float, Field(ge=0)] = 300.0
     max_conversations: _Count = 64

@@ -96,6 +96,7 @@ class FakeHome:
         self.inbox = FakeInbox()
         self.requests = []
         self.cancelled = []
+        self.interrupted = []
         self.on_submit = self.requests.append
 
     def submit(self, request):
@@ -103,6 +104,9 @@ class FakeHome:
 
     def cancel(self, requests, error=None):
         self.cancelled += [(request, error) for request in requests]
+
+    def interrupt(self, number):
+        self.interrupted.append(number)
 
 
 class FakeReactor:

@@ -3,9 +3,7 @@ order, every peer that listens hears each outcome once, and no prompt runs twice
 
 import collections
 import itertools
-import types
 
-import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -13,7 +11,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from soloist.protocol import public, public_codec
 from soloist.protocol.errors import RequestCancelled, WorkerLost
 from soloist.protocol.messages import Answer
-from soloist.supervisor import gateway as gateway_module
 from soloist.supervisor.conversations import ServedPool
 from soloist.supervisor.gateway import Gateway
 from soloist.supervisor.inbox import Inbox
@@ -90,12 +87,10 @@ class GatewayMachine(RuleBasedStateMachine):
     @initialize()
     def begin(self):
         self.now = 1000.0
-        self.clock = pytest.MonkeyPatch()
-        time = types.SimpleNamespace(monotonic=lambda: self.now)
-        self.clock.setattr(gateway_module, "time", time)
         self.socket, self.home = Socket(), Home()
         pool = ServedPool(None, max_payload_bytes=1_000, credit_bytes=1_000)
-        self.gateway = Gateway(self.home, {"echo": pool}, LIMITS, self.socket)
+        clock = lambda: self.now  # noqa: E731
+        self.gateway = Gateway(self.home, {"echo": pool}, LIMITS, self.socket, clock=clock)
         self.peers = []  # who is there
         self.waits = {}  # who waits for an id of an owner's: its connection
         self.runs = collections.Counter()
@@ -106,8 +101,7 @@ class GatewayMachine(RuleBasedStateMachine):
         self.epoch = None
 
     def teardown(self):
-        if hasattr(self, "clock"):
-            self.clock.undo()
+        if hasattr(self, "home"):
             self.home.inbox.close()
 
     # -- what happens
