@@ -194,14 +194,13 @@ class Exchange(ReplySink):
         peer.attach(self, envelope)
 
     def asked_again(self) -> None:
-        """Its peer may be another one now: end the stream, and ask again what the agent asks."""
-        self._is_cut_off = True
+        """Its peer may be another one now: ask again what the agent asks."""
         for question, answer in tuple(self._questions.values()):
             if not answer.done():
                 self._put(question)
 
     def detach(self) -> None:
-        """Nobody waits for it any more."""
+        """Its peer does not wait for it any more, so its stream ends, whoever does next."""
         if self.peer is not None:
             del self.peer.asked[self.id]
             self.peer = None

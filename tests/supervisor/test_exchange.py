@@ -400,6 +400,16 @@ class TestStream:
         result = second.one()
         assert (result["type"], result["messages"]) == ("RESULT", WHOLE)
 
+    def test_whose_peer_was_silent_for_too_long_leaves_a_whole_outcome(self, harness):
+        asked = query(is_streamed=True, on_disconnect="finish")
+        request = harness.peer(secret=SECRET).ask(asked)
+        harness.pass_time(15.0)
+        assert request.sink.stream(request, MESSAGE), "nobody is too slow a reader"
+        request.settle(answer(MESSAGE, RESULT))
+        second = harness.peer(secret=SECRET)
+        second.say(asked)
+        assert second.one()["messages"] == WHOLE
+
     @pytest.mark.parametrize("sent", [0, 1])
     def test_whose_connection_breaks_leaves_a_whole_outcome(self, harness, sent):
         first = harness.peer(secret=SECRET)
@@ -445,7 +455,7 @@ class TestCredit:
         asked = query(is_streamed=True, **fields)
         size = len(public_codec.encode(public.Message(asked.id, 1, MESSAGE)))
         harness = Harness(pool={"credit_bytes": size})
-        client = harness.peer()
+        client = harness.peer(secret=SECRET)
         return harness, client, asked, client.ask(asked), size
 
     def test_that_does_not_suffice_ends_the_stream(self):
@@ -464,7 +474,8 @@ class TestCredit:
     def test_of_another_peer_is_not_taken(self):
         harness, _, asked, request, size = self.ask()
         assert request.sink.stream(request, MESSAGE)
-        harness.peer().say(public.Credit(asked.id, size))
+        for other in (harness.peer(), harness.peer(secret=SECRET)):
+            other.say(public.Credit(asked.id, size))
         assert not request.sink.stream(request, MESSAGE)
 
     def test_that_did_not_suffice_gives_the_same_outcome_again(self):
@@ -545,6 +556,12 @@ class TestCancel:
         client.heard()
         client.say(public.Cancel(asked.id), public.Cancel(new_id()))
         assert (client.heard(), harness.cancelled) == ([], [])
+
+    def test_may_come_on_another_connection_of_its_scope(self, harness):
+        asked = query()
+        request = harness.peer(secret=SECRET).ask(asked)
+        harness.peer(secret=SECRET).say(public.Cancel(asked.id))
+        assert harness.cancelled == [request]
 
     def test_of_anothers_does_nothing(self, harness):
         asked = query()
@@ -670,7 +687,8 @@ class Desk:
         return future
 
     def join(self):
-        """Every question has had an answer, or a no."""
+        """Every question has had an answer, or a no, long before its time was over."""
+        assert not concurrent.futures.wait(self.futures, 10.0).not_done
         self.threads.shutdown()
         return [future.exception() or future.result() for future in self.futures]
 

@@ -167,15 +167,16 @@ class TestHeartbeat:
     def test_is_asked_for_as_long_as_there_is_something(self, harness):
         gateway = harness.gateway
         assert gateway.next_deadline() == float("inf")
-        harness.peer()
+        client = harness.peer()
         assert gateway.next_deadline() == harness.now + 5.0
         harness.pass_time(4.0)
+        client.say(public.Ping())
         assert gateway.next_deadline() == harness.now + 1.0
         harness.pass_time(1.0)
         assert gateway.next_deadline() == harness.now + 5.0
         for _ in range(3):
             harness.pass_time(5.0)
-        assert gateway.next_deadline() == float("inf")
+        assert gateway.next_deadline() == float("inf"), "nobody is left"
 
 
 class TestGone:
@@ -250,6 +251,13 @@ class TestBounds:
         mine[0].leave()
         assert third.hello(SECRET).welcome["type"] == "WELCOME"
 
+    def test_of_one_secret_are_looked_at_among_others_who_have_been_silent_for_longer(self):
+        harness = Harness(max_connections=1)
+        others = [harness.peer() for _ in range(10)]
+        harness.peer(secret=SECRET).leave()
+        assert harness.peer(secret=SECRET).welcome["type"] == "WELCOME"
+        assert all(other.heard() == [] for other in others)
+
     def test_the_only_one_of_a_secret_that_has_gone_makes_room(self):
         harness = Harness(max_connections=1, max_outcome_bytes=0)
         first = harness.peer(secret=SECRET)
@@ -262,6 +270,11 @@ class TestBounds:
         assert second.one()["type"] == "RESULT"
         second.say(asked)
         assert second.one()["code"] == "outcome_unknown"
+
+    def test_req_sockets_leave_nothing(self, harness):
+        for message in (public.Ping(), query(client="nobody")):
+            harness.client(is_req=True).say(message)
+        assert len(harness.gateway._outcomes) == 0
 
     def test_who_was_refused_leaves_nothing(self):
         harness = Harness(max_peers=1)
