@@ -99,6 +99,13 @@ class TestOpen:
         assert second["type"] == "OPENED"
         assert first["session"] == second["session"]
 
+    def test_of_a_name_that_is_just_being_opened_with_other_bounds_is_refused(self, harness):
+        client = harness.peer()
+        client.say(opening("a", max_queue=5), opening("a", max_queue=0))
+        harness.settle()
+        refused, opened = client.heard()
+        assert (opened["type"], refused["code"]) == ("OPENED", "invalid_options")
+
     def test_of_a_name_that_is_just_being_opened_in_vain_is_tried_itself(self, harness):
         client, reactor = harness.peer(), harness.reactors[HOME]
         reactor.open_error = QueueFull("max_sessions")
@@ -241,7 +248,7 @@ class TestOwner:
             ):
                 assert code_of(other, message) == "session_closed"
         assert harness.reactors[HOME].closed == []
-        assert harness.reactors[HOME].interrupted == []
+        assert harness.home.interrupted == []
 
     def test_has_names_that_nobody_can_say_for_it(self, harness):
         """A local peer reads all names in the status, and may open any."""

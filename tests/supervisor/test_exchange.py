@@ -8,6 +8,7 @@ import pytest
 
 from soloist.protocol import public, public_codec
 from soloist.protocol.errors import (
+    ClientError,
     RequestCancelled,
     RequestTimeout,
     SessionLost,
@@ -736,6 +737,12 @@ class TestControl:
         self.reply(1, y=2)
         assert self.desk.join() == [{"y": 1}]
         assert types(client.heard()) == ["CONTROL"]
+
+    def test_is_no_when_the_peer_says_that_nobody_decides(self):
+        self.desk.ask()
+        self.reply(1, error="nobody is there")
+        [error] = self.desk.join()
+        assert isinstance(error, ClientError)
 
     def test_takes_no_answer_of_anothers(self, harness):
         self.desk.ask()
