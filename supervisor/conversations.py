@@ -224,7 +224,8 @@ class Conversations:
             stats = asked.result()
             status = {} if stats is None else dataclasses.asdict(stats)
             if status:
-                status["name"] = conversation.name or ""
+                is_owners = peer.owner == conversation.owner
+                status["name"] = conversation.name or "" if is_owners else ""
             if status and not peer.channel.is_local:
                 status["endpoint"] = ""
             report(status)

@@ -12,6 +12,7 @@ import pytest
 import zmq
 import zmq.auth
 
+from soloist.supervisor import command_line, serve_commands  # noqa: F401 - registered
 from tests.support import LIMIT_S, ROOT, descendants_of_runs, eventually, run_dirs_of, run_python
 from tests.wire_peer import LIMIT_MS, Server, WirePeer
 
@@ -360,45 +361,53 @@ class TestEnd:
 
 
 class TestRefusals:
-    def refused(self, *arguments, cwd=None):
-        done = run_python("-m", "soloist.supervisor.cli", "serve", *arguments, cwd=cwd)
-        assert (done.returncode, done.stdout) == (2, "")
-        return done.stderr
+    @pytest.fixture
+    def refused(self, monkeypatch, capfd, tmp_path):
+        """Run the command; what it said."""
+        monkeypatch.chdir(tmp_path)
+
+        def run(*arguments):
+            assert command_line.run(["serve", *arguments]) == 2
+            output = capfd.readouterr()
+            assert output.out == ""
+            return output.err
+
+        return run
 
     @pytest.mark.parametrize("host", ["0.0.0.0", "*", "192.0.2.1", "example.org", "[::]", "eth0"])
-    def test_beyond_this_machine_without_keys(self, host):
-        words = self.refused("--bind", f"tcp://{host}:5555")
+    def test_beyond_this_machine_without_keys(self, refused, host):
+        words = refused("--bind", f"tcp://{host}:5555")
         assert "needs keys" in words
         assert "soloist keys" in words
 
     @pytest.mark.parametrize("endpoint", ["inproc://x", "ipc://relative", "tcp://5555", "x"])
-    def test_what_is_no_endpoint(self, endpoint):
-        assert "neither ipc:///PATH nor tcp://HOST:PORT" in self.refused("--bind", endpoint)
+    def test_what_is_no_endpoint(self, refused, endpoint):
+        assert "neither ipc:///PATH nor tcp://HOST:PORT" in refused("--bind", endpoint)
 
-    def test_a_folder_that_others_may_enter(self, tmp_path):
+    def test_a_folder_that_others_may_enter(self, refused, tmp_path):
         tmp_path.chmod(0o755)
-        assert "chmod 700" in self.refused("--bind", f"ipc://{tmp_path}/g")
+        assert "chmod 700" in refused("--bind", f"ipc://{tmp_path}/g")
 
-    def test_a_wrong_configuration_names_its_keys(self, tmp_path):
+    def test_a_wrong_configuration_names_its_keys(self, refused, tmp_path):
         (tmp_path / "soloist.toml").write_text(
             'bind = []\nport = 5\n[clients.a]\nclient = "echo"\nsize = 0\n'
             '[limits]\nmax_peers = "x"\n'
         )
-        words = self.refused("--config", "soloist.toml", cwd=tmp_path)
+        words = refused("--config", "soloist.toml")
         for key in ("bind", "port", "clients.a.size", "limits.max_peers"):
             assert f"soloist.toml: {key}: " in words
 
     @pytest.mark.parametrize(
         ("text", "words"), [("bind = [", "soloist.toml: "), ("", "bind: Field required")]
     )
-    def test_an_unreadable_configuration(self, tmp_path, text, words):
+    def test_an_unreadable_configuration(self, refused, tmp_path, text, words):
         (tmp_path / "soloist.toml").write_text(text)
-        assert words in self.refused("--config", "soloist.toml", cwd=tmp_path)
+        assert words in refused("--config", "soloist.toml")
 
     @pytest.mark.parametrize("client", ["nobody", "no.such.module:x", "soloist:nothing"])
-    def test_a_client_that_is_not_there(self, tmp_path, client):
+    def test_a_client_that_is_not_there(self, refused, tmp_path, client):
         tmp_path.chmod(0o700)
-        assert client in self.refused("--bind", f"ipc://{tmp_path}/g", "--client", client)
+        assert client in refused("--bind", f"ipc://{tmp_path}/g", "--client", client)
 
 
 @pytest.fixture(scope="module")

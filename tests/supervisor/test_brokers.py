@@ -17,7 +17,7 @@ from soloist.protocol.errors import (
 )
 from soloist.protocol.messages import Answer
 from soloist.supervisor.broker import STOP_S
-from soloist.supervisor.brokers import Brokers, SessionLimits, SessionPolicy
+from soloist.supervisor.brokers import Address, Brokers, SessionLimits, SessionPolicy
 from soloist.supervisor.crew import Dispatch, Ended, Interrupt, Kill, Settle, Spawn, Stop
 from soloist.supervisor.rate import Limiter, RateLimit
 from soloist.supervisor.request import Request
@@ -170,7 +170,7 @@ class TestOpening:
     def test_a_name_stands_for_one_session(self):
         world = World()
         address = world.brokers.open("talk", LIMITS, None)
-        assert address == (FIRST, f"ipc:///run/s{FIRST}")
+        assert address == Address(FIRST, f"ipc:///run/s{FIRST}")
         assert world.brokers.open("talk", LIMITS, None) == address
         assert world.open("other") == FIRST + 1
         assert kinds(world.decide()) == ["Spawn", "Spawn"]

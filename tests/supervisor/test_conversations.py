@@ -526,12 +526,16 @@ class TestCommand:
 class TestStatusOfOne:
     def test_tells_how_it_is(self, harness):
         client = harness.peer(TCP, key="K")
-        session = client.open("a")["session"]
-        message = public.Status(new_id(), session)
+        opened = client.open("a")
+        message = public.Status(new_id(), opened["session"])
         report = reply_to(client, message)
         assert (report["type"], report["id"]) == ("REPORT", message.id)
         status = report["status"]
         assert status["name"] == "a", "as its owner calls it"
+        joiner = harness.peer(TCP, key="another")
+        joiner.open(ticket=opened["ticket"])
+        message = public.Status(new_id(), opened["session"])
+        assert reply_to(joiner, message)["status"]["name"] == "", "and nobody else"
         assert (status["state"], status["incarnation"], status["queued"]) == ("idle", 1, 0)
         assert (status["answered"], status["pid"], status["endpoint"]) == (4, 4711, "")
 
