@@ -27,6 +27,7 @@ class WirePeer:
         self.context = zmq.Context()
         self.socket = self.context.socket(kind)
         self.socket.linger = 0
+        self.socket.sndtimeo = LIMIT_MS
         if curve is not None:
             server_key, (public, secret_key) = curve
             self.socket.curve_serverkey = server_key
@@ -54,6 +55,11 @@ class WirePeer:
 
     def say(self, kind, **fields):
         self.socket.send(msgpack.packb({"v": 1, "type": kind, **fields}))
+
+    def try_to_say(self, kind, **fields):
+        """As ``say``; where nobody lets this peer in, libzmq may have no place for it any more."""
+        with contextlib.suppress(zmq.Again):
+            self.socket.send(msgpack.packb({"v": 1, "type": kind, **fields}), zmq.NOBLOCK)
 
     def hear(self, limit_ms=LIMIT_MS):
         """Wait for what is said, and show that this peer lives meanwhile."""
