@@ -11,5 +11,5 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_xdist_auto_num_workers():
-    """One process more than there are processors: the tests spend a third of their time waiting."""
-    return (os.cpu_count() or 1) + 1
+    """Two processes more than there are processors: the tests spend half of their time waiting."""
+    return (os.cpu_count() or 1) + 2
