@@ -55,7 +55,8 @@ def test_rung_before_it_is_waited_for_nobody_waits():
     async def scene():
         bell = _Doorbell()
         bell.ring()
-        await asyncio.wait_for(bell, 10)
+        async with asyncio.timeout(10):
+            await bell
 
     asyncio.run(scene())
 
