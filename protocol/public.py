@@ -28,6 +28,8 @@ ID_BYTES = 16
 MIN_SECRET_BYTES, MAX_SECRET_BYTES = 16, 64
 CREDIT_BYTES = 4 * 1024 * 1024
 """The initial credit of a streamed request, unless the operator says otherwise."""
+SILENT_HEARTBEATS = 3
+"""After so many without a word, a peer or a gateway counts as gone."""
 MAX_ENVELOPE_FRAMES = 8
 MAX_ENVELOPE_BYTES = 1024
 

@@ -36,7 +36,6 @@ from soloist.protocol.errors import (
 from soloist.protocol.transitions import LINK, LinkEvent, LinkState, advance
 from soloist.supervisor.link_actions import Action, Answered, Ask, Call, End, Pass, Renew, Say
 
-SILENT_HEARTBEATS = 3
 LATE_S = 2.0
 """How long after a request's deadline the gateway's own word on it is waited for."""
 GREET_S = 2.0
@@ -326,7 +325,7 @@ class Link:
         return actions
 
     def _silent_at(self) -> float:
-        return self._heard_at + SILENT_HEARTBEATS * self._heartbeat_s
+        return self._heard_at + public.SILENT_HEARTBEATS * self._heartbeat_s
 
     def _ping_at(self) -> float:
         """Also when nothing but the other side has been silent, for it says nothing unasked."""

@@ -17,13 +17,11 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 
 from soloist.protocol import public_codec
 from soloist.protocol.errors import QueueFull
-from soloist.protocol.public import Pong
+from soloist.protocol.public import SILENT_HEARTBEATS, Pong
 from soloist.supervisor.conversations import LOCAL
 from soloist.supervisor.exchange import Asked, GatewayChannel, Key, Peer
 from soloist.supervisor.outcomes import Outcomes
 
-SILENT_BEATS = 3
-"""Heartbeats without a word after which a peer has gone."""
 _MAX_PROBES = 8
 """So many of those who have been silent longest are looked at to find a place for a new one."""
 _PONG = public_codec.encode(Pong())
@@ -141,7 +139,7 @@ class Peers:
 
     def drop_silent(self, now: float) -> None:
         """See to those who have said nothing for too long."""
-        latest = now - SILENT_BEATS * self._limits.heartbeat_s
+        latest = now - SILENT_HEARTBEATS * self._limits.heartbeat_s
         for peer in tuple(
             itertools.takewhile(lambda p: p.heard_at <= latest, self._peers.values())
         ):

@@ -28,7 +28,6 @@ MAX_FRAME_BYTES = 256 * 1024 * 1024
 _MAX_UNSENT = 50_000
 """Messages that may wait for a connection: several times what a link has out."""
 _RECONNECT_MS, _MAX_RECONNECT_MS = 100, 2_000
-_KEY_CHARS = 40
 _EVENTS = int(zmq.EVENTS)
 _POLLIN = int(zmq.POLLIN)
 _NOBLOCK = int(zmq.NOBLOCK)
@@ -60,8 +59,8 @@ def curve_of(server_key: str | bytes, key_file: str | Path | None) -> Curve:
         InvalidOptions: one of them is none.
     """
     key = server_key.encode() if isinstance(server_key, str) else server_key
-    if len(key) != _KEY_CHARS:
-        raise InvalidOptions(f"server_key has {_KEY_CHARS} characters, not {len(key)}")
+    if len(key) != keys.KEY_CHARS:
+        raise InvalidOptions(f"server_key has {keys.KEY_CHARS} characters, not {len(key)}")
     if key_file is None:
         return Curve(key, *zmq.curve_keypair())
     return Curve(key, *keys.load(Path(key_file), is_secret=True))

@@ -11,10 +11,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from soloist.protocol import public, public_codec
 from soloist.protocol.errors import RequestCancelled, WorkerLost
 from soloist.protocol.messages import Answer
+from soloist.protocol.public import SILENT_HEARTBEATS
 from soloist.supervisor.conversations import ServedPool
 from soloist.supervisor.gateway import Gateway
 from soloist.supervisor.inbox import Inbox
-from soloist.supervisor.peers import SILENT_BEATS, GatewayLimits
+from soloist.supervisor.peers import GatewayLimits
 
 LIMITS = GatewayLimits(
     heartbeat_s=1.0, max_peers=6, max_connections=3, max_requests=4, max_outcome_bytes=4_000,
@@ -198,14 +199,14 @@ class GatewayMachine(RuleBasedStateMachine):
         self.peers.remove(peer)
         self.socket.unreachable.add(peer.address)
 
-    @rule(beats=st.sampled_from([1, SILENT_BEATS, 25]))
+    @rule(beats=st.sampled_from([1, SILENT_HEARTBEATS, 25]))
     def time_passes(self, beats):
         for _ in range(beats):
             self.now += LIMITS.heartbeat_s
             for peer in self.peers:
                 assert self.say(peer, public.Ping()) == [public.Pong()]
             self.gateway.go_on(self.now)
-        if beats >= SILENT_BEATS:
+        if beats >= SILENT_HEARTBEATS:
             for key, request in self.ids.items():
                 is_gone = self.waits[key].address in self.socket.unreachable
                 assert not is_gone or key in self.finish or request in self.home.cancelled
