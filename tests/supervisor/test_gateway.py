@@ -398,4 +398,4 @@ class GatewayWalk(RuleBasedStateMachine):
 
 
 TestGatewayWalk = GatewayWalk.TestCase
-TestGatewayWalk.settings = settings(max_examples=120, stateful_step_count=60, deadline=None)
+TestGatewayWalk.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
