@@ -116,6 +116,13 @@ class Router:
         self._is_dry = not int(self._socket.getsockopt(_EVENTS)) & _POLLIN
         return not self._is_dry
 
+    def frames(self) -> list[bytes]:
+        """Take all frames of one message, which is there."""
+        frames = [self._socket.recv(NOBLOCK)]
+        while self._socket.getsockopt(RCVMORE):
+            frames.append(self._socket.recv(NOBLOCK))
+        return frames
+
     def send(self, envelope: public.Envelope, data: bytes) -> bool:
         """Queue a message; ``False`` if the peer is gone, or lets more wait than it may."""
         self._is_dry = False  # the descriptor may just have been robbed of its edge
@@ -159,10 +166,7 @@ class BrokerChannel(Router):
         """
         if not self.has_input():  # cheaper than to try: it keeps the interpreter's lock
             return None
-        frames = [self._socket.recv(NOBLOCK)]
-        while self._socket.getsockopt(RCVMORE):
-            frames.append(self._socket.recv(NOBLOCK))
-        return public_codec.read(frames, public_codec.BROKER)
+        return public_codec.read(self.frames(), public_codec.BROKER)
 
     def close(self) -> None:
         """Close and remove the endpoint; what was sent just before still reaches its peers."""

@@ -96,7 +96,6 @@ class GatewayChannel(Router):
         self, context: PeerContext, endpoint: str, *, max_bytes: int, keys: Keys | None
     ) -> None:
         check_endpoint(endpoint, has_keys=keys is not None)
-        self._ends = contextlib.ExitStack()
         self.is_local = endpoint.startswith("ipc://")
         self._has_keys = keys is not None and not self.is_local
         options: dict[int, int | bytes] = {zmq.HANDSHAKE_IVL: _HANDSHAKE_MS}
@@ -120,17 +119,18 @@ class GatewayChannel(Router):
         """One message: where a reply goes, the sender's key (may be empty), what was said."""
         if not self.has_input():
             return None
-        frames = [self._socket.recv(NOBLOCK)]
-        key = ""
+        frames, key = self._keyed_frames() if self._has_keys else (self.frames(), "")
+        envelope, message = public_codec.read(frames, public_codec.GATEWAY)
+        return envelope, key, message
+
+    def _keyed_frames(self) -> tuple[list[bytes], str]:
+        """Take all frames of one message, and the key of who sent it."""
+        frames, key = [self._socket.recv(NOBLOCK)], ""
         while self._socket.getsockopt(RCVMORE):
-            if not self._has_keys:
-                frames.append(self._socket.recv(NOBLOCK))
-                continue
             frame = self._socket.recv(NOBLOCK, copy=False)
             frames.append(frame.bytes)
             key = str(frame.get("User-Id"))
-        envelope, message = public_codec.read(frames, public_codec.GATEWAY)
-        return envelope, key, message
+        return frames, key
 
     def close(self) -> None:
         """Close; what was sent just before still reaches its peers."""

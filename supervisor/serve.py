@@ -10,8 +10,7 @@ import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from soloist.protocol.errors import SoloistError
 from soloist.supervisor import keys, limits
@@ -72,17 +71,6 @@ class Server:
                 ends.callback(supervisor.close)
             self.endpoints = self._begin(config, secured)
             self._ends = ends.pop_all()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close(is_drained=kind is None)
 
     @property
     def is_whole(self) -> bool:

@@ -19,6 +19,7 @@ from soloist.supervisor.peers import GatewayLimits
 from soloist.supervisor.rate import RateLimit
 
 _MIB = 1024 * 1024
+_LIMITS = GatewayLimits()
 _Count = Annotated[int, Field(ge=0)]
 
 
@@ -74,17 +75,17 @@ class ClientSection(_Section):
 class LimitsSection(_Section):
     """``[limits]``: what peers may cost, see docs/gateway.md."""
 
-    heartbeat_s: Annotated[float, Field(ge=0.05, le=3600)] = 5.0
-    max_peers: PositiveInt = 1_000
-    max_connections: PositiveInt = 100
-    max_requests: PositiveInt = 1_000
-    max_queued_bytes: PositiveInt = 256 * _MIB
-    max_outcome_bytes: _Count = 16 * _MIB
-    max_ids: _Count = 100_000
-    retention_s: Annotated[float, Field(ge=0)] = 300.0
-    max_conversations: _Count = 64
-    max_queue: PositiveInt = 1_000
-    idle_timeout_s: PositiveFloat | None = 3600.0
+    heartbeat_s: Annotated[float, Field(ge=0.05, le=3600)] = _LIMITS.heartbeat_s
+    max_peers: PositiveInt = _LIMITS.max_peers
+    max_connections: PositiveInt = _LIMITS.max_connections
+    max_requests: PositiveInt = _LIMITS.max_requests
+    max_queued_bytes: PositiveInt = _LIMITS.max_queued_bytes
+    max_outcome_bytes: _Count = _LIMITS.max_outcome_bytes
+    max_ids: _Count = _LIMITS.max_ids
+    retention_s: Annotated[float, Field(ge=0)] = _LIMITS.retention_s
+    max_conversations: _Count = _LIMITS.max_conversations
+    max_queue: PositiveInt = _LIMITS.max_queue
+    idle_timeout_s: PositiveFloat | None = _LIMITS.idle_timeout_s
 
     def limits(self) -> GatewayLimits:
         """The same, as the gateway takes them."""
