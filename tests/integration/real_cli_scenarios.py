@@ -51,28 +51,65 @@ def seen(messages):
     }
 
 
-async def two_turns(stub):
+# -- scenarios that share a CLI, because starting one is slow --------------------------------------
+
+
+async def plain(stub):
+    """One CLI with nothing special; the second one, after connecting anew, meets errors."""
     client = await connected()
-    turns = [seen(await ask(client, "first")), seen(await ask(client, "second"))]
-    history = stub.turns[-1].user_texts
+    turns = await two_turns(client, stub)
     await client.connect()
     await ask(client, "third")
+    after_reconnect = stub.turns[-1].user_texts
+    report = {
+        "two_turns": {**turns, "after_reconnect": after_reconnect},
+        "api_errors": await api_errors(client),
+        "local_command": await local_command(client),
+    }
     await client.disconnect()
-    return {"turns": turns, "history": history, "after_reconnect": stub.turns[-1].user_texts}
+    return report
 
 
-async def pieces(stub):
+async def two_turns(client, stub):
+    turns = [seen(await ask(client, "first")), seen(await ask(client, "second"))]
+    return {"turns": turns, "history": stub.turns[-1].user_texts}
+
+
+async def api_errors(client):
+    errors = {}
+    for status in (429, 401, 500):
+        try:
+            await ask(client, f"[status={status}] no luck")
+        except ClientError as error:
+            errors[str(status)] = to_info(error)._asdict()
+    return {"errors": errors, "after": seen(await ask(client, "better"))}
+
+
+async def local_command(client):
+    """Its message names no prompt, although this CLI does so otherwise."""
+    await ask(client, "hello")
+    return seen(await ask(client, "/context"))
+
+
+async def streaming(stub):
+    """One CLI that streams, until its end in mid-turn."""
     client = await connected(include_partial_messages=True)
+    return {
+        "pieces": await pieces(client),
+        "interrupts": await interrupts(client),
+        "end": await end(client),
+    }
+
+
+async def pieces(client):
     messages = await ask(client, "[parts=4 delay_s=0.01] abcdefgh")
-    await client.disconnect()
     events = [m.event for m in messages if type(m).__name__ == "StreamEvent"]
     deltas = [event["delta"]["text"] for event in events if event["type"] == "content_block_delta"]
     return {"deltas": deltas, **seen(messages)}
 
 
-async def interrupts(stub):
+async def interrupts(client):
     """One in mid-stream, one at once (the CLI forgets such an interrupt)."""
-    client = await connected(include_partial_messages=True)
     runs = {}
     for name, at_once in (("mid_stream", False), ("at_once", True)):
         await client.query("[parts=200 delay_s=0.1] " + "stale " * 200)
@@ -86,40 +123,19 @@ async def interrupts(stub):
                 await client.interrupt()
         runs[name] = seen(messages)
         runs[f"after_{name}"] = seen(await ask(client, f"fresh {name}"))
-    await client.disconnect()
     return runs
 
 
-async def api_errors(stub):
-    client = await connected()
-    errors = {}
-    for status in (429, 401, 500):
-        try:
-            await ask(client, f"[status={status}] no luck")
-        except ClientError as error:
-            errors[str(status)] = to_info(error)._asdict()
-    after = seen(await ask(client, "better"))
-    await client.disconnect()
-    return {"errors": errors, "after": after}
-
-
-async def local_command(stub):
-    """Its message names no prompt, although this CLI does so otherwise."""
-    client = await connected()
-    await ask(client, "hello")
-    messages = await ask(client, "/context")
-    await client.disconnect()
-    return seen(messages)
-
-
-async def end(stub):
-    client = await connected()
+async def end(client):
     await client.query("[parts=200 delay_s=0.1] " + "long " * 200)
     began = time.monotonic()
     await client.disconnect()
     took_s = time.monotonic() - began
     left = [process.name() for process in psutil.Process().children(recursive=True)]
     return {"took_s": took_s, "left": left}
+
+
+# -- tools and their permissions -------------------------------------------------------------------
 
 
 def touch(name):
@@ -206,6 +222,9 @@ async def callers_hook(stub):
     return {**seen, "questions": caller.questions}
 
 
+# -- what another CLI goes on with -----------------------------------------------------------------
+
+
 async def killed(client):
     """Kill the client's CLI; gives the snapshot of before."""
     snapshot = client.snapshot()
@@ -252,18 +271,24 @@ async def killed_before_a_word(stub):
 async def killed_with_the_answer(stub):
     """What was answered is kept, even if the CLI dies the moment its result is here."""
     kept = []
-    for _ in range(3):
-        client = await connected()
-        await client.query("remember")
+    client = await connected()
+    for prompt in ("first", "second", "third"):
+        await client.query(prompt)
         async for message in client.receive_response():
             if type(message).__name__ == "ResultMessage":
                 os.kill(client._client._transport._process.pid, signal.SIGKILL)
+        kept.append(_remembered(stub))
         client = await restored(await killed_already(client))
-        await ask(client, "again")
-        roles = [message["role"] for message in stub.turns[-1].body["messages"]]
-        kept.append([stub.turns[-1].user_texts, "assistant" in roles])
-        await client.disconnect()
-    return kept
+    await ask(client, "again")
+    await client.disconnect()
+    return [*kept, _remembered(stub)]
+
+
+def _remembered(stub):
+    """What the CLI knew when it asked last: the prompts, and how many of them were answered."""
+    turn = stub.turns[-1]
+    roles = [message["role"] for message in turn.body["messages"]]
+    return [turn.user_texts, roles.count("assistant")]
 
 
 async def killed_already(client):
@@ -296,13 +321,9 @@ async def unknown(stub):
         return to_info(error)._asdict()
 
 
-SCENARIOS = (
-    two_turns,
-    pieces,
-    interrupts,
-    api_errors,
-    local_command,
-    end,
+TOGETHER = (plain, streaming)
+"""Each gives the reports of several scenarios, by their names."""
+ALONE = (
     own_permission,
     callers_permission,
     callers_hook,
@@ -314,16 +335,22 @@ SCENARIOS = (
 )
 
 
+def played(scenario, stub):
+    try:
+        return asyncio.run(asyncio.wait_for(scenario(stub), 3 * LIMIT_S))
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {error}"}
+
+
 def main():
     interfaces = [name for _, name in socket.if_nameindex()]
     assert interfaces == ["lo"], f"more than loopback can be reached: {interfaces}"
     report = {}
     with ApiStub(port=STUB_PORT) as stub:
-        for scenario in SCENARIOS:
-            try:
-                report[scenario.__name__] = asyncio.run(asyncio.wait_for(scenario(stub), LIMIT_S))
-            except Exception as error:
-                report[scenario.__name__] = {"failed": f"{type(error).__name__}: {error}"}
+        for scenarios in TOGETHER:
+            report.update(played(scenarios, stub))
+        for scenario in ALONE:
+            report[scenario.__name__] = played(scenario, stub)
     json.dump(report, sys.stdout)
 
 

@@ -45,11 +45,38 @@ def cli_path(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def sup(cli_path):
+def log(tmp_path_factory):
+    """What the scripted CLIs of ``sup`` and ``warm`` are asked."""
+    return tmp_path_factory.mktemp("log") / "log"
+
+
+@pytest.fixture(scope="module")
+def sup(cli_path, log):
     """Shared, because importing the SDK is slow; no test leaves anything running in it."""
-    options = {"cli_path": cli_path, "include_partial_messages": True}
+    options = {
+        "cli_path": cli_path,
+        "include_partial_messages": True,
+        "env": {stand_in.LOG_VARIABLE: str(log)},
+    }
     with Supervisor(size=2, client="claude", options=options) as shared:
         yield shared
+
+
+@pytest.fixture(scope="module")
+def warm(cli_path, log):
+    """One whose worker keeps its conversation; shared for the same reason."""
+    options = {"cli_path": cli_path, "env": {stand_in.LOG_VARIABLE: str(log)}}
+    with Supervisor(
+        1, client="claude", options=options, isolation="worker", interrupt_grace_s=0.3
+    ) as shared:
+        yield shared
+
+
+def begun(log, prompt):
+    """Whether a scripted CLI has begun a turn on a prompt that ends so."""
+    return log.exists() and any(
+        entry.event == "begin" and entry.prompt.endswith(prompt) for entry in stand_in.read_log(log)
+    )
 
 
 class TestStandIn:
@@ -57,10 +84,9 @@ class TestStandIn:
         results = sup.map([f"/history {i}" for i in range(12)])
         assert [(r.text, r.num_turns) for r in results] == [("[]", 1)] * 12
 
-    def test_a_warm_conversation_is_kept_if_asked_for(self, cli_path):
-        options = {"cli_path": cli_path}
-        with Supervisor(1, client="claude", options=options, isolation="worker") as warm:
-            assert [r.num_turns for r in warm.map(["a", "b", "c"])] == [1, 2, 3]
+    def test_a_warm_conversation_is_kept_if_asked_for(self, warm):
+        first, *others = [r.num_turns for r in warm.map(["a", "b", "c"])]
+        assert others == [first + 1, first + 2]
 
     def test_query_streams_the_parts(self, sup):
         messages = list(sup.query("/parts 3 hello"))
@@ -80,6 +106,7 @@ class TestStandIn:
         assert 0 < results[3].retry_after_s <= 2
 
     def test_cancel_of_a_running_turn_and_the_next_answer_is_right(self, sup):
+        before = sup.stats().restarts
         for prompt in ("/delay 600 /parts 100 long", "/slow-start 0.05 /delay 600 long"):
             future = sup.submit(prompt)
             is_running(future)
@@ -87,7 +114,7 @@ class TestStandIn:
             done, _ = concurrent.futures.wait([future], timeout=LIMIT_S)
             assert done == {future}
             assert [r.text for r in sup.map(["x", "y", "z"])] == ["x", "y", "z"]
-        assert sup.stats().restarts == 0
+        assert sup.stats().restarts == before
 
     def test_cancel_of_an_asyncio_task_interrupts_the_turn(self, sup):
         async def main():
@@ -100,22 +127,16 @@ class TestStandIn:
 
         assert asyncio.run(main()) == "next"
 
-    def test_a_turn_that_ignores_its_interrupt_costs_the_worker_and_its_cli(
-        self, cli_path, tmp_path
-    ):
-        log = tmp_path / "log"
-        options = {"cli_path": cli_path, "env": {stand_in.LOG_VARIABLE: str(log)}}
-        with Supervisor(
-            1, client="claude", options=options, isolation="worker", interrupt_grace_s=0.3
-        ) as one:
-            cli = psutil.Process(int(one.map(["/pid"])[0].text))
-            future = one.submit("/silent x")
-            eventually(lambda: sum(e.event == "begin" for e in stand_in.read_log(log)) == 2)
-            future.cancel()
-            concurrent.futures.wait([future], timeout=LIMIT_S)
-            assert one.map(["next"])[0].text == "next"
-            assert one.stats().restarts == 1
-            eventually(lambda: not cli.is_running(), timeout_s=2)
+    def test_a_turn_that_ignores_its_interrupt_costs_the_worker_and_its_cli(self, warm, log):
+        before = warm.stats().restarts
+        cli = psutil.Process(int(warm.map(["/pid"])[0].text))
+        future = warm.submit("/silent deaf")
+        eventually(lambda: begun(log, "deaf"))
+        future.cancel()
+        concurrent.futures.wait([future], timeout=LIMIT_S)
+        assert warm.map(["next"])[0].text == "next"
+        assert warm.stats().restarts == before + 1
+        eventually(lambda: not cli.is_running(), timeout_s=2)
 
     def test_permission_callbacks_of_the_main_module_work_in_the_worker(self, cli_path):
         async def allow(name, arguments, context):
@@ -147,26 +168,15 @@ class TestStart:
 
 
 class TestKills:
-    def test_a_worker_killed_in_mid_prompt_costs_one_prompt(self, cli_path, tmp_path):
-        log = tmp_path / "log"
-        options = {"cli_path": cli_path, "env": {stand_in.LOG_VARIABLE: str(log)}}
-        with Supervisor(2, client="claude", options=options) as sup:
-            futures = [sup.submit(f"/delay {600 if i == 3 else 0} p{i}") for i in range(10)]
-            eventually(
-                lambda: (
-                    log.exists()
-                    and any(
-                        e.event == "begin" and e.prompt.endswith("p3")
-                        for e in stand_in.read_log(log)
-                    )
-                )
-            )
-            others = [f for i, f in enumerate(futures) if i != 3]
-            concurrent.futures.wait(others, timeout=LIMIT_S)
-            (victim,) = [worker for worker in sup.stats().workers if worker.running]
-            os.kill(victim.pid, signal.SIGKILL)
-            assert type(futures[3].exception(LIMIT_S)) is WorkerLost
-            assert [f.result(0).text for f in others] == [f"p{i}" for i in range(10) if i != 3]
+    def test_a_worker_killed_in_mid_prompt_costs_one_prompt(self, sup, log):
+        futures = [sup.submit(f"/delay {600 if i == 3 else 0} p{i}") for i in range(10)]
+        eventually(lambda: begun(log, "p3"))
+        others = [f for i, f in enumerate(futures) if i != 3]
+        concurrent.futures.wait(others, timeout=LIMIT_S)
+        (victim,) = [worker for worker in sup.stats().workers if worker.running]
+        os.kill(victim.pid, signal.SIGKILL)
+        assert type(futures[3].exception(LIMIT_S)) is WorkerLost
+        assert [f.result(0).text for f in others] == [f"p{i}" for i in range(10) if i != 3]
 
     def test_sigkill_of_the_callers_process_in_mid_turn_leaves_nothing(self, cli_path, tmp_path):
         code = (
@@ -200,7 +210,7 @@ class TestKills:
 class TestCommandLine:
     def test_map_over_jsonl_is_in_order_and_fresh_and_leaves_no_process(self, cli_path, tmp_path):
         prompts, results, log = (tmp_path / name for name in ("p.jsonl", "r.jsonl", "log"))
-        rows = [{"id": f"row{i}", "prompt": f"question {i}"} for i in range(40)]
+        rows = [{"id": f"row{i}", "prompt": f"question {i}"} for i in range(16)]
         prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
         done = subprocess.run(
             [
@@ -220,13 +230,13 @@ class TestCommandLine:
         assert [line["text"] for line in lines] == [row["prompt"] for row in rows]
         assert {line["num_turns"] for line in lines} == {1}
         started = {entry.pid for entry in stand_in.read_log(log)}
-        assert len(started) >= 40
+        assert len(started) >= len(rows)
         assert not [pid for pid in started if _process(pid) is not None]
 
 
 def test_the_real_cli_end_to_end(tmp_path):
     """``soloist map`` on the bundled CLI against a stub of the Messages API on loopback."""
-    rows = [{"id": i, "prompt": f"question {i}"} for i in range(6)]
+    rows = [{"id": i, "prompt": f"question {i}"} for i in range(3)]
     prompts, results = tmp_path / "p.jsonl", tmp_path / "r.jsonl"
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     script = ["-m", "tests.integration.real_cli_map", str(prompts), str(results), "2"]

@@ -53,6 +53,24 @@ def chat(sup, request):
     session.close()
 
 
+@pytest.fixture(scope="module")
+def on_cli(tmp_path_factory):
+    """A Supervisor on the scripted CLI, and a list whose last member answers its questions.
+
+    Shared, because importing the SDK is slow.
+    """
+    pytest.importorskip("claude_agent_sdk", reason="the Agent SDK is not installed")
+    folder = tmp_path_factory.mktemp("cli")
+    handlers = []
+    with Supervisor(
+        1,
+        client="claude",
+        options={"cli_path": stand_in.install(folder), "cwd": str(folder)},
+        on_control=lambda question: handlers[-1](question),
+    ) as supervisor:
+        yield supervisor, handlers
+
+
 class TestLoad:
     """Many callers, some of them rude."""
 
@@ -102,12 +120,11 @@ class TestLoad:
         ("threads", "peers", "requests"),
         [(4, 1, 10), pytest.param(40, 10, 200, marks=pytest.mark.soak)],
     )
-    def test_on_the_scripted_cli(self, tmp_path, threads, peers, requests):
-        pytest.importorskip("claude_agent_sdk", reason="the Agent SDK is not installed")
-        cli = stand_in.install(tmp_path)
-        options = {"cli_path": cli, "cwd": str(tmp_path)}
-        with Supervisor(1, client="claude", options=options) as sup:
-            outcomes = load.run(sup.shared("all"), threads=threads, peers=peers, requests=requests)
+    def test_on_the_scripted_cli(self, on_cli, threads, peers, requests):
+        sup, _ = on_cli
+        chat = sup.shared("all")
+        outcomes = load.run(chat, threads=threads, peers=peers, requests=requests)
+        chat.close()
         load.check_own_answers(outcomes)
         assert load.check_in_order(outcomes) == list(range(1, (threads + peers) * requests + 1))
 
@@ -442,17 +459,16 @@ class TestCallbacks:
         ]
 
     @pytest.mark.parametrize("verdict", [True, False, None, {"behavior": "deny"}])
-    def test_the_caller_decides_on_the_scripted_clis_tools(self, tmp_path, verdict):
-        pytest.importorskip("claude_agent_sdk", reason="the Agent SDK is not installed")
+    def test_the_caller_decides_on_the_scripted_clis_tools(self, on_cli, verdict):
+        sup, handlers = on_cli
         asked = []
 
         def on_control(question):
             asked.append((question.kind, question.data["tool_name"]))
             return verdict
 
-        options = {"cli_path": stand_in.install(tmp_path), "cwd": str(tmp_path)}
-        with Supervisor(1, client="claude", options=options, on_control=on_control) as sup:
-            text = sup.map(["/tool Bash hello"])[0].text
+        handlers.append(on_control)
+        text = sup.map(["/tool Bash hello"])[0].text
         assert text.startswith("allow" if verdict is True else "deny")
         assert asked == [("permission", "Bash")]
 
