@@ -16,6 +16,7 @@ from tests.conformance.program import Program
 from tests.conformance.serving import serving
 
 WITH_ALL_SCENARIOS = ("node", "c", "ruby")
+ON_EVERY_TRANSPORT = ("map", "shared", "stream")
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +45,26 @@ def command_of():
     return command
 
 
-@pytest.mark.parametrize("transport", ["ipc", "tcp"])
+@pytest.mark.parametrize(
+    ("transport", "checks"),
+    [("tcp", tuple(CHECKS)), ("ipc", ON_EVERY_TRANSPORT)],
+    ids=["tcp", "ipc"],
+)
 @pytest.mark.parametrize("language", WITH_ALL_SCENARIOS)
-def test_a_client_plays_every_scenario(language, transport, gateway, command_of):
+def test_a_client_plays_the_scenarios(language, transport, checks, gateway, command_of):
+    """Every one on tcp with keys; on ipc, what opens each kind of connection there is."""
     keys = gateway.keys["alice" if transport == "tcp" else "nobody"]
     program = Program(command_of(language), getattr(gateway, transport), keys)
-    verdicts = judge(program, gateway)
-    assert [verdict.check for verdict in verdicts] == list(CHECKS)
+    verdicts = judge(program, gateway, checks)
+    assert [verdict.check for verdict in verdicts] == list(checks)
     assert [verdict for verdict in verdicts if verdict.fault] == []
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("language", WITH_ALL_SCENARIOS)
+def test_a_client_plays_every_scenario_on_ipc_too(language, gateway, command_of):
+    program = Program(command_of(language), gateway.ipc, gateway.keys["nobody"])
+    assert [verdict for verdict in judge(program, gateway) if verdict.fault] == []
 
 
 class TestTheJudge:
