@@ -53,7 +53,7 @@ def test_every_step_belongs_to_a_setup():
 
 
 def test_a_map_under_kills_loses_what_had_started_and_not_finished():
-    report = measure.map_under_kills(prompts=1_500, workers=4, every_s=0.05, turn_s=0.001, seed=1)
+    report = measure.map_under_kills(prompts=800, workers=4, every_s=0.05, turn_s=0.001, seed=1)
     assert report.violations == []
     assert report.kills >= 5
     assert 0 < report.lost <= report.kills

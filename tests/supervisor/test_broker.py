@@ -2186,7 +2186,7 @@ class BrokerWalk(RuleBasedStateMachine):
 
 TestBrokerWalk = BrokerWalk.TestCase
 TestBrokerWalk.settings = settings(
-    max_examples=150,
+    max_examples=75,
     stateful_step_count=50,
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],

@@ -249,4 +249,4 @@ class Network(RuleBasedStateMachine):
 
 
 TestNetwork = Network.TestCase
-TestNetwork.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestNetwork.settings = settings(max_examples=75, stateful_step_count=60, deadline=None)

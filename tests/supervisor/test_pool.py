@@ -2852,7 +2852,7 @@ class PoolWalk(RuleBasedStateMachine):
 
 TestPoolWalk = PoolWalk.TestCase
 TestPoolWalk.settings = settings(
-    max_examples=150,
+    max_examples=75,
     stateful_step_count=60,
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
