@@ -42,9 +42,13 @@ from soloist.supervisor.inbox import Inbox
 from soloist.supervisor.outcomes import Outcomes, Scope, Unknown
 from soloist.supervisor.peers import GatewayLimits, Peers
 from soloist.supervisor.request import POOL, Request
+from soloist.supervisor.results import Stats
 
 MAX_TAKEN = 64
 """Messages taken from one socket at once: a peer that never stops must not keep others waiting."""
+TAKE_S = 0.001
+"""How long one socket's messages are taken at once, but for the first: conversations go on only
+between, by one prompt each time."""
 _PONG = public_codec.encode(public.Pong())
 
 
@@ -141,13 +145,16 @@ class Gateway:
         return self._peers.has_lost or any(channel.has_input() for channel in self._channels)
 
     def take(self) -> None:
-        """Do what peers ask, up to ``MAX_TAKEN`` messages a socket."""
+        """Do what peers ask, up to ``MAX_TAKEN`` messages or ``TAKE_S`` a socket."""
         self._peers.drop_lost()
         for place, channel in enumerate(self._channels):
+            until = self._clock() + TAKE_S
             for _ in range(MAX_TAKEN):
                 if (received := channel.receive()) is None:
                     break
                 self._hear(place, *received)
+                if self._clock() >= until:
+                    break
 
     def next_deadline(self) -> float:
         """When ``go_on`` wants to be called."""
@@ -450,15 +457,22 @@ class Gateway:
             left.discard(name)
             if left:
                 return
-            clients = {name: dataclasses.asdict(stats.result()) for name, stats in asked.items()}
-            for stats in clients.values() if not peer.channel.is_local else ():
-                del stats["sessions"]
+            clients = {name: _told(stats.result(), peer) for name, stats in asked.items()}
             counts = {"peers": len(self._peers), "requests": self._outcomes.requests}
             report({**counts, "kept": self._outcomes.kept, "clients": clients})
 
         for name, stats in asked.items():
             then = functools.partial(told, name)
             stats.add_done_callback(lambda _, then=then: self._home.inbox.post(then))  # type: ignore[misc]
+
+
+def _told(stats: Stats, peer: Peer) -> Map:
+    """What a peer may know of a pool: of its conversations only if all are its own owner's."""
+    if peer.channel.is_local:
+        return dataclasses.asdict(stats)
+    told = dataclasses.asdict(dataclasses.replace(stats, sessions=()))
+    del told["sessions"]
+    return told
 
 
 def _refuse(

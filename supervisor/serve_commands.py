@@ -118,6 +118,7 @@ def _serve(signals: StopSignals, config: Any, folder: Path) -> int:
                 stop.get(timeout=_LOOK_S)
                 server.close()
                 return 0
+            server.give_back_memory()
     except KillNow:
         server.kill()
         raise

@@ -23,7 +23,7 @@ _BEAT_MS = 100
 class WirePeer:
     """One DEALER; say hello with ``hello``."""
 
-    def __init__(self, endpoint, *, secret=None, curve=None, kind=zmq.DEALER):
+    def __init__(self, endpoint, *, secret=None, curve=None, kind=zmq.DEALER, routing_id=None):
         self.context = zmq.Context()
         self.socket = self.context.socket(kind)
         self.socket.linger = 0
@@ -32,6 +32,8 @@ class WirePeer:
             server_key, (public, secret_key) = curve
             self.socket.curve_serverkey = server_key
             self.socket.curve_publickey, self.socket.curve_secretkey = public, secret_key
+        if routing_id is not None:
+            self.socket.routing_id = routing_id
         self.socket.connect(endpoint)
         self.secret = secret
         self.welcome = None

@@ -288,8 +288,8 @@ class TestClose:
         gate.wait_begun()
         del sup  # the future keeps it
         gc.collect()
-        gate.open()
         with pytest.warns(ResourceWarning, match="was not closed"):
+            gate.open()  # the warning comes with the answer: nobody holds it any more
             assert future.result(LIMIT_S).text == "released"
             eventually(lambda: gc.collect() is not None and not descendants_of_runs(run_dirs))
 

@@ -498,23 +498,3 @@ class TestKeys:
             (folder / "server.key_secret").chmod(0o600)
         assert done.returncode == 2
         assert "chmod 600" in done.stderr
-
-
-def test_bad_peers_cost_nobody_else_anything(ipc, tcp, peers, server):
-    """Who reads nothing, or comes and goes a thousand times, is not noticed."""
-    good = peers(tcp)
-    memory = psutil.Process(server.process.pid).memory_info
-    greedy = peers(tcp)
-    for _ in range(200):
-        greedy.query("x" * 1000, stream=True)
-    before = memory().rss
-    context = zmq.Context()
-    for i in range(1_000):
-        with context.socket(zmq.DEALER) as passing:
-            passing.linger = 0
-            passing.connect(tcp)
-            passing.send(b"garbage")
-        if not i % 10:
-            assert good.ask("x", timeout_ms=LIMIT_MS)["text"] == "x"
-    context.term()
-    assert memory().rss - before < 20_000_000

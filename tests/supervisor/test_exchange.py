@@ -1,7 +1,10 @@
 """Prompts through a gateway: run once, heard by who asked last, whole if their stream was cut."""
 
 import concurrent.futures
+import contextlib
+import gc
 import threading
+import weakref
 
 import msgpack
 import pytest
@@ -41,6 +44,15 @@ def harness():
     return Harness()
 
 
+@contextlib.contextmanager
+def without_collector():
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 def types(replies):
     return [reply["type"] for reply in replies]
 
@@ -71,6 +83,20 @@ class TestQuery:
             "worker": 1,
             "messages": WHOLE,
         }
+
+    @pytest.mark.parametrize("pool", [HOME, FAR])
+    def test_is_freed_with_its_answer_and_not_only_by_the_collector(self, harness, pool):
+        client = harness.peer()
+        with without_collector():
+            request = client.ask(client=pool)
+            freed = weakref.ref(request)
+            harness.home.requests.clear()
+            harness.reactors[FAR].requests.clear()
+            request.settle(answer(MESSAGE, RESULT))
+            harness.settle()
+            del request
+            assert freed() is None
+        assert client.one()["type"] == "RESULT"
 
     def test_or_one_error(self, harness):
         client, asked = harness.peer(), query()

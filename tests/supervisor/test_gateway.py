@@ -1,5 +1,7 @@
 """A gateway as a whole: its turns, its report, and peers that say anything in any order."""
 
+import itertools
+
 import msgpack
 import pytest
 from hypothesis import settings
@@ -9,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from soloist.protocol import public, public_codec
 from soloist.protocol.errors import ClientConnectError, QueueFull, SessionLost
 from soloist.supervisor.control import ControlRequest
-from soloist.supervisor.gateway import MAX_TAKEN
+from soloist.supervisor.gateway import MAX_TAKEN, TAKE_S
 from tests.fake_gateway import (
     FAR,
     HOME,
@@ -42,6 +44,20 @@ class TestTurns:
         assert harness.gateway.has_input()
         harness.gateway.take()
         assert (len(local.heard()), len(remote.heard())) == (1, 1)
+        assert not harness.gateway.has_input()
+
+    def test_take_messages_of_each_socket_for_so_long(self, harness):
+        """Conversations go on only between, so that what many peers say must not take long."""
+        local, remote = harness.peer(IPC), harness.peer(TCP)
+        ping = public_codec.encode(public.Ping())
+        for client in (local, remote):
+            client.channel.arrived.extend([([client.address, ping], "")] * 3)
+        times = itertools.count(step=TAKE_S)
+        harness.gateway._clock = lambda: next(times)
+        for _ in range(3):
+            assert harness.gateway.has_input()
+            harness.gateway.take()
+            assert (len(local.heard()), len(remote.heard())) == (1, 1)
         assert not harness.gateway.has_input()
 
     def test_look_at_every_socket(self, harness):

@@ -24,7 +24,7 @@ import msgpack
 import psutil
 import zmq
 
-from tests.faults.hostile.messages import Messages
+from tests.faults.hostile.messages import SESSION, Messages
 from tests.faults.hostile.raw import RawPeers
 from tests.support import LIMIT_S, ROOT, environment
 from tests.support_gateway import Served, served
@@ -130,7 +130,7 @@ def run(
             served(Path(folder), options=_OPTIONS, limits=_LIMITS, has_keys=False)
         )
         good = ends.enter_context(_good_peer(gateway.tcp))
-        crowd = ends.enter_context(contextlib.closing(Crowd(gateway, seed)))
+        crowd = ends.enter_context(contextlib.closing(Crowd(gateway, seed, messages)))
         process = psutil.Process(gateway.pid)
         good.report()
         _paced(reference_s, rate, crowd.ping, crowd.listen)
@@ -205,11 +205,12 @@ def _paced(
 
 
 class Crowd:
-    """The hostile peers.
+    """The hostile peers. What they will say is made beforehand: it is not their time that is taken.
 
     Args:
         gateway: whom they are hostile to.
         seed: of all choices.
+        count: how many messages they will say.
 
     Attributes:
         sent: messages that were sent, without PINGs of the reference.
@@ -219,11 +220,14 @@ class Crowd:
         raw: those that do not even speak ZeroMQ.
     """
 
-    def __init__(self, gateway: Served, seed: int) -> None:
+    def __init__(self, gateway: Served, seed: int, count: int) -> None:
         self.sent = self.unsent = 0
         self.heard: collections.Counter[str] = collections.Counter()
         self._chance = random.Random(seed)
         self.messages = Messages(self._chance)
+        # Tuples: the collector has nothing to do with them.
+        self._unsaid = collections.deque(tuple(self.messages.next()) for _ in range(count))
+        self._sessions = [SESSION]
         self.raw = RawPeers(int(gateway.tcp.rpartition(":")[2]), self._chance)
         self._gateway = gateway
         self._context = zmq.Context()
@@ -246,7 +250,8 @@ class Crowd:
             self._places[place].close()
             self._places[place] = self._new()
             self._left[place] = self._chance.randint(*ROUNDS)
-        frames = self.messages.next()
+        session = self._chance.choice(self._sessions)
+        frames = [frame.replace(SESSION, session) for frame in self._unsaid.popleft()]
         self._last.append((place, frames))
         self._send(place, frames)
         if not self.sent % RAW_EVERY:
@@ -292,9 +297,7 @@ class Crowd:
         reply = msgpack.unpackb(payload)
         self.heard[reply.get("code", reply["type"])] += 1
         if reply["type"] == "OPENED":
-            self.messages.sessions = [
-                *self.messages.sessions[-20:], reply["session"], reply["ticket"],
-            ]  # fmt: skip
+            self._sessions = [*self._sessions[-20:], reply["session"], reply["ticket"]]
 
 
 class _Good:

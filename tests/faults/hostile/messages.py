@@ -1,6 +1,6 @@
 """What hostile peers say: messages of the vectors, right, nearly right, broken, or mere noise.
 
-Seeded: the same seed says the same, given the same sessions.
+Seeded: the same seed says the same, but for the conversations that it is about.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ KINDS = {
 """How often each type is said, relative to the others. An OPEN starts a process, so it is rare."""
 PROMPTS = ["hello", "", "fail", "ask", [{"type": "text", "text": "x"}]]
 NAMES = ["a", "b", "c"]
+SESSION = b"heard-of session"
+"""Stands for the handle or the ticket of a conversation that some peer has heard of."""
 _VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 2**32, 2**64 - 1, 1.5, float("nan"), float("inf"), "", "x",
     "cancel", b"", b"x" * 15, b"x" * 16, [], [1], [{}], {}, {"type": "text"}, "x" * 5_000,
@@ -37,13 +39,11 @@ class Messages:
         chance: decides everything.
 
     Attributes:
-        sessions: handles and tickets that some peer has heard; some of what is said is about them.
         well_formed: how many of those given were right.
         given: how many there were.
     """
 
     def __init__(self, chance: random.Random) -> None:
-        self.sessions: list[bytes] = []
         self.well_formed = self.given = 0
         self._chance = chance
         self._ids = [chance.randbytes(16) for _ in range(200)]
@@ -131,9 +131,7 @@ class Messages:
         return fresh
 
     def _session(self) -> bytes:
-        if self.sessions and self._chance.random() < 0.8:
-            return self._chance.choice(self.sessions)
-        return self._chance.randbytes(16)
+        return SESSION if self._chance.random() < 0.8 else self._chance.randbytes(16)
 
     def _payload(self) -> bytes:
         if self._chance.random() < 0.5:

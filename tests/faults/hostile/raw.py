@@ -11,6 +11,8 @@ MAX_OPEN = 30
 _GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 _READY = b"\x05READY" + b"\x0bSocket-Type" + (6).to_bytes(4, "big") + b"DEALER"
 _READY_FRAME = b"\x04" + bytes([len(_READY)]) + _READY
+HANDSHAKE = _GREETING + _READY_FRAME
+"""All that a DEALER has to say before its first message."""
 _MORE, _LONG = 1, 2
 
 
@@ -50,7 +52,6 @@ class RawPeers:
 
     def _words(self, payload: bytes) -> bytes:
         chance = self._chance
-        shaken = _GREETING + _READY_FRAME
         long = bytes([_LONG]) + chance.choice([len(payload), 2**20, 2**26, 2**63]).to_bytes(8)
         match chance.randrange(7):
             case 0:
@@ -58,14 +59,14 @@ class RawPeers:
             case 1:
                 return _GREETING[: chance.randrange(1, len(_GREETING))]
             case 2:
-                return shaken[: chance.randrange(len(_GREETING), len(shaken))]
+                return HANDSHAKE[: chance.randrange(len(_GREETING), len(HANDSHAKE))]
             case 3:  # a frame that promises more than it has
-                return shaken + long + payload[: chance.randrange(1 + len(payload))]
+                return HANDSHAKE + long + payload[: chance.randrange(1 + len(payload))]
             case 4:  # a first frame without its last
-                return shaken + _short(_MORE, b"") * chance.choice([1, 3, 500])
+                return HANDSHAKE + _short(_MORE, b"") * chance.choice([1, 3, 500])
             case 5:  # a whole one, and half of another
-                return shaken + _short(0, payload) + _short(0, payload)[:-3]
-        return shaken + chance.randbytes(chance.randrange(1, 100))
+                return HANDSHAKE + _short(0, payload) + _short(0, payload)[:-3]
+        return HANDSHAKE + chance.randbytes(chance.randrange(1, 100))
 
 
 def _short(flags: int, body: bytes) -> bytes:
