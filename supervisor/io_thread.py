@@ -370,8 +370,8 @@ class IOThread:
             self._next_phase(None, now)
         self._shutdown.hurry(now, drain_s=drain_s, to=at_least)
 
-    def stats(self) -> Stats:
-        """A snapshot."""
+    def stats(self, *, has_sessions: bool) -> Stats:
+        """A snapshot, with each session if so asked."""
         pool = self._pool
         now = time.monotonic()
         return Stats(
@@ -393,7 +393,7 @@ class IOThread:
             running=pool.running,
             restarts=pool.restarts,
             is_closed=self._shutdown is not None,
-            sessions=self.brokers.stats(now),
+            sessions=self.brokers.stats(now) if has_sessions else (),
             oldest_running_s=self._oldest_running_s(now),
             **self.workers.counts,
         )

@@ -111,9 +111,13 @@ class Reactor:
         """End every request that has not started."""
         self.inbox.post(self._thread.cancel_pending)
 
-    def stats(self) -> Future[Stats]:
-        """A snapshot, taken on the I/O thread."""
-        return self._ask(self._thread.stats, afterwards=self._thread.stats)
+    def stats(self, *, has_sessions: bool = True) -> Future[Stats]:
+        """A snapshot, taken on the I/O thread; without the sessions it does not grow with them."""
+
+        def stats() -> Stats:
+            return self._thread.stats(has_sessions=has_sessions)
+
+        return self._ask(stats, afterwards=stats)
 
     # -- sessions --------------------------------------------------------------------------------
 

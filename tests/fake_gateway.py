@@ -188,11 +188,12 @@ class FakeReactor:
         if self.command_error is not None:
             raise self.command_error
 
-    def stats(self):
-        return self.do(self._stats)
+    def stats(self, *, has_sessions):
+        return self.do(lambda: self._stats(has_sessions=has_sessions))
 
-    def _stats(self):
-        sessions = tuple(self._session_stats(number) for number in self.sessions)
+    def _stats(self, *, has_sessions):
+        numbers = self.sessions if has_sessions else ()
+        sessions = tuple(self._session_stats(number) for number in numbers)
         return Stats(2, (), 1, 2, 3, 4, 5, 6, is_closed=False, sessions=sessions)
 
 

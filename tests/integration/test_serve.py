@@ -7,14 +7,13 @@ import signal
 import subprocess
 import sys
 
-import psutil
 import pytest
 import zmq
 import zmq.auth
 
 from soloist.supervisor import command_line, serve_commands  # noqa: F401 - registered
 from tests.support import LIMIT_S, ROOT, descendants_of_runs, eventually, run_dirs_of, run_python
-from tests.wire_peer import LIMIT_MS, Server, WirePeer
+from tests.wire_peer import Server, WirePeer
 
 SECRET = bytes(range(32))
 CONFIG = """

@@ -260,8 +260,9 @@ class Crowd:
     def listen(self) -> None:
         """Hear what those that are not deaf are told."""
         for socket in self._places[DEAF:]:
-            while socket.poll(0):
-                self._hear(socket.recv_multipart()[-1])
+            with contextlib.suppress(zmq.Again):  # to ask first would take most of a processor
+                while True:
+                    self._hear(socket.recv_multipart(zmq.NOBLOCK)[-1])
 
     def save(self, path: Path) -> None:
         """Write down what was said last, as the corpus has it."""
