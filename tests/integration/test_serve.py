@@ -1,6 +1,7 @@
 """``soloist serve``: a real server, and peers that know nothing but ZeroMQ and msgpack."""
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -40,6 +41,18 @@ control_timeout_s = 0.3
 [limits]
 heartbeat_s = 0.2
 max_queue = 50
+"""
+
+HOLES = """
+import psutil
+from soloist.supervisor.serve import Server
+
+blocks = [b"x" * 60_000 + bytes([i % 256]) for i in range(2_000)]
+kept = blocks[::20]
+del blocks
+before = psutil.Process().memory_info().rss
+Server.give_back_memory()
+print(before - psutil.Process().memory_info().rss)
 """
 
 
@@ -497,3 +510,9 @@ class TestKeys:
             (folder / "server.key_secret").chmod(0o600)
         assert done.returncode == 2
         assert "chmod 600" in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not the GNU C library")
+def test_memory_that_was_freed_is_given_back_although_some_is_in_use():
+    done = run_python("-c", HOLES)
+    assert int(done.stdout) > 50_000_000, done.stderr
