@@ -390,6 +390,8 @@ def from_info(info: ErrorInfo) -> SoloistError:
 
 def _own_class(cls: type[SoloistError]) -> type[SoloistError]:
     """The class itself, or the nearest base that the other side knows."""
+    if _CODES.get(cls.code) is cls:  # it nearly always is
+        return cls
     known = (own for base in cls.__mro__ for own in _CODES.values() if own is base)
     return next(known, SoloistError)
 
