@@ -287,7 +287,11 @@ def main(arguments: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.conformance", description=__doc__)
     parser.add_argument("--server", required=True, metavar="ENDPOINT", help="of the gateway")
-    parser.add_argument("--server-key", metavar="Z85", help="the gateway's public CURVE key")
+    parser.add_argument(
+        "--server-key",
+        metavar="Z85",
+        help="the gateway's public CURVE key; --server-key=Z85 if it begins with -",
+    )
     parser.add_argument("--key-file", help="the client's own key pair, as zmq.auth writes it")
     parser.add_argument("--only", default="", help="cases whose names hold this")
     return parser

@@ -47,7 +47,11 @@ def test_a_gateway_and_its_brokers_on_ipc(gateway, capsys):
 
 def test_a_gateway_on_tcp_with_curve(gateway, capsys):
     # What is refused is the same on every socket; conversations differ by whose they are.
-    curve = ("--server-key", gateway.server_key, "--key-file", gateway.key_file)
+    curve = (
+        f"--server-key={gateway.server_key}",
+        "--key-file",
+        gateway.key_file,
+    )  # may begin with -
     code, printed = played(capsys, gateway.tcp, *curve, "--only", "conversation")
     assert code == 0, [line for line in printed.splitlines() if line.startswith("FAILED")]
 
