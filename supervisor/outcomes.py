@@ -75,7 +75,7 @@ class Scope(Generic[_E]):
     def forget_outcome(self) -> int:
         """Keep no more than the id of the oldest outcome; the bytes that it had."""
         request_id, (_, outcome) = self.kept.popitem(last=False)
-        self.ids[bytes(bytearray(request_id))] = None  # a copy lies where others stay as long
+        self.ids[request_id] = None
         size = len(outcome) + OVERHEAD_BYTES
         self.kept_bytes -= size
         return size

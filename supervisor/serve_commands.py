@@ -110,7 +110,7 @@ def _serve(signals: StopSignals, config: Any, folder: Path) -> int:
 
     server = Server(config, folder)
     gc.collect()
-    gc.freeze()  # modules, above all: looking through them takes 50 ms, in which nobody is heard
+    gc.freeze()  # modules, above all: while the collector looks through them nobody is heard
     stop: queue.SimpleQueue[None] = queue.SimpleQueue()
     try:
         signals.be_gentle(lambda: stop.put(None))
