@@ -56,12 +56,15 @@ class WirePeer:
         return self
 
     def say(self, kind, **fields):
-        self.socket.send(msgpack.packb({"v": 1, "type": kind, **fields}))
+        self._send(kind, fields)
 
     def try_to_say(self, kind, **fields):
         """As ``say``; where nobody lets this peer in, libzmq may have no place for it any more."""
         with contextlib.suppress(zmq.Again):
-            self.socket.send(msgpack.packb({"v": 1, "type": kind, **fields}), zmq.NOBLOCK)
+            self._send(kind, fields, zmq.NOBLOCK)
+
+    def _send(self, kind, fields, flags=0):
+        self.socket.send(msgpack.packb({"v": 1, "type": kind, **fields}), flags)
 
     def hear(self, limit_ms=LIMIT_MS):
         """Wait for what is said, and show that this peer lives meanwhile."""
