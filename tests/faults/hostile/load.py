@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -194,14 +195,14 @@ def _paced(
     """Act ``rate`` times a second, ``count`` times or for ``seconds``; late ones are made up."""
     total = round(seconds * rate) if count is None else count
     began_at, done = time.monotonic(), 0
-    poller = zmq.Poller()
+    never = threading.Event()
     while done < total or (not total and time.monotonic() < began_at + seconds):
         due = min(total, int((time.monotonic() - began_at) * rate) + 1)
         for _ in range(due - done):
             act()
         done = max(done, due)
         meanwhile()
-        poller.poll(TICK_S * 1000)
+        never.wait(TICK_S)
 
 
 class Crowd:
