@@ -45,8 +45,8 @@ class GatewayChannel(Protocol):
     def has_input(self) -> bool:
         """Whether ``receive`` would give something."""
 
-    def receive(self) -> tuple[public.Envelope, str, public.FromClient | public.Error] | None:
-        """One message: where a reply goes, the sender's key (may be empty), what was said."""
+    def receive(self) -> tuple[list[bytes], str] | None:
+        """One message: its frames, and the sender's key (may be empty)."""
 
     def send(self, envelope: public.Envelope, data: bytes) -> bool:
         """Queue a message; ``False`` if the peer is gone, or lets more wait than it may."""

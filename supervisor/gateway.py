@@ -33,6 +33,7 @@ from soloist.protocol.errors import (
     SoloistError,
     to_info,
 )
+from soloist.supervisor.arrivals import Arrivals
 from soloist.supervisor.brokers import SessionLimits
 from soloist.supervisor.control import ControlRequest
 from soloist.supervisor.conversations import Conversations, ServedPool
@@ -42,11 +43,17 @@ from soloist.supervisor.outcomes import Outcomes, Scope, Unknown
 from soloist.supervisor.peers import GatewayLimits, Peers
 from soloist.supervisor.request import POOL, Request
 
-MAX_TAKEN = 64
-"""Messages taken from one socket at once: a peer that never stops must not keep others waiting."""
-TAKE_S = 0.001
-"""How long one socket's messages are taken at once, but for the first: conversations go on only
-between, by one prompt each time."""
+MAX_READ = 64
+"""Messages read from one socket at once: a peer that never stops must not keep others waiting."""
+_NONSENSE = 10
+"""So many times its cost is charged for what is no message at all."""
+_MAX_ARRIVALS = 4_000
+"""Messages that are read before they are obeyed; then they wait at zmq, which cannot tell who has
+cost least."""
+_MAX_ARRIVED_BYTES = 4 * 1024 * 1024
+OBEY_S = 0.001
+"""How long messages are obeyed at once, but for the first: conversations go on only between, by
+one prompt each time."""
 _PONG = public_codec.encode(public.Pong())
 
 
@@ -85,6 +92,7 @@ class Gateway:
         limits: what peers may cost.
         sockets: where peers come from; closed with the gateway.
         clock: tells the time in seconds.
+        processor_clock: tells what this thread has cost, in seconds: nobody pays for others.
     """
 
     def __init__(
@@ -95,6 +103,7 @@ class Gateway:
         sockets: Sockets,
         *,
         clock: Callable[[], float] = time.monotonic,
+        processor_clock: Callable[[], float] = time.thread_time,
     ) -> None:
         self._home = home
         self._home_name = next(iter(pools))
@@ -102,12 +111,16 @@ class Gateway:
         self._limits = limits
         self._sockets = sockets
         self._clock = clock
+        self._processor_clock = processor_clock
         self._channels = tuple(sockets.channels)
         self._epoch = secrets.token_bytes(public.ID_BYTES)
         self._outcomes: Outcomes[Asked] = Outcomes(
             limits.max_outcome_bytes, limits.max_ids, limits.retention_s
         )
         self._peers = Peers(self._channels, limits, self._outcomes, self._gone)
+        self._arrivals: Arrivals[Key, tuple[list[bytes], str]] = Arrivals(
+            _MAX_ARRIVALS, _MAX_ARRIVED_BYTES, self._account
+        )
         self._conversations = Conversations(
             pools,
             home.inbox,
@@ -140,19 +153,36 @@ class Gateway:
 
     def has_input(self) -> bool:
         """Whether ``take`` has something to do."""
-        return self._peers.has_lost or any(channel.has_input() for channel in self._channels)
+        return (
+            bool(self._arrivals)
+            or self._peers.has_lost
+            or any(channel.has_input() for channel in self._channels)
+        )
 
     def take(self) -> None:
-        """Do what peers ask, up to ``MAX_TAKEN`` messages or ``TAKE_S`` a socket."""
+        """Read what peers say, and do some of it: for ``OBEY_S``, or the first."""
         self._peers.drop_lost()
         for place, channel in enumerate(self._channels):
-            until = self._clock() + TAKE_S
-            for _ in range(MAX_TAKEN):
-                if (received := channel.receive()) is None:
-                    break
-                self._hear(place, *received)
-                if self._clock() >= until:
-                    break
+            self._read(place, channel)
+        now, spent_s = self._clock(), self._processor_clock()
+        until = now + OBEY_S
+        while self._arrivals and now < until:
+            key, (frames, curve_key) = self._arrivals.next()
+            is_sense = self._hear(key, frames, curve_key, now)
+            before_s, spent_s = spent_s, self._processor_clock()
+            now = self._clock()
+            self._arrivals.cost((spent_s - before_s) * (1 if is_sense else _NONSENSE), now)
+
+    def _read(self, place: int, channel: GatewayChannel) -> None:
+        for _ in range(MAX_READ):
+            if self._arrivals.is_full or (received := channel.receive()) is None:
+                return
+            frames = received[0]
+            self._arrivals.add((place, frames[0]), received, sum(map(len, frames)))
+
+    def _account(self, key: Key) -> Key | None:
+        """Who has said no hello shares one account with all such: a connection costs nothing."""
+        return key if key in self._peers else None
 
     def next_deadline(self) -> float:
         """When ``go_on`` wants to be called."""
@@ -170,20 +200,15 @@ class Gateway:
 
     # -- who is there --------------------------------------------------------------------------
 
-    def _hear(
-        self,
-        place: int,
-        envelope: public.Envelope,
-        curve_key: str,
-        message: public.FromClient | public.Error,
-    ) -> None:
-        channel, now = self._channels[place], self._clock()
+    def _hear(self, key: Key, frames: list[bytes], curve_key: str, now: float) -> bool:
+        channel = self._channels[key[0]]
+        envelope, message = public_codec.read(frames, public_codec.GATEWAY)
         self._beat_at = min(self._beat_at, now + self._limits.heartbeat_s)
-        key = place, envelope[0]
         peer = self._peers.heard(key, now)
         if isinstance(message, public.Error):
             channel.send(envelope, public_codec.encode(message))
-        elif len(envelope) > 1:
+            return False
+        if len(envelope) > 1:
             peer = self._peers.passing(key, curve_key, None, now)
             self._obey(peer, envelope, message)
             self._outcomes.tidy(peer.scope)
@@ -194,6 +219,7 @@ class Gateway:
             _refuse(channel, envelope, about, HelloRequired("HELLO comes first"))
         else:
             self._obey(peer, envelope, message)
+        return True
 
     def _obey(self, peer: Peer, envelope: public.Envelope, message: public.FromClient) -> None:
         """Do what one message says."""

@@ -25,9 +25,8 @@ import zmq
 import zmq.auth
 from zmq.auth.thread import ThreadAuthenticator
 
-from soloist.protocol import public, public_codec
 from soloist.protocol.errors import InvalidOptions
-from soloist.supervisor.broker_channel import NOBLOCK, RCVMORE, PeerContext, Router
+from soloist.supervisor.broker_channel import PeerContext, Router
 
 _OPEN_TO_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _HANDSHAKE_MS = 5_000
@@ -115,22 +114,16 @@ class GatewayChannel(Router):
             self._ends = ends.pop_all()
         self.endpoint = bytes(self._socket.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
 
-    def receive(self) -> tuple[public.Envelope, str, public.FromClient | public.Error] | None:
-        """One message: where a reply goes, the sender's key (may be empty), what was said."""
+    def receive(self) -> tuple[list[bytes], str] | None:
+        """One message: its frames, and the sender's key (may be empty)."""
         if not self.has_input():
             return None
-        frames, key = self._keyed_frames() if self._has_keys else (self.frames(), "")
-        envelope, message = public_codec.read(frames, public_codec.GATEWAY)
-        return envelope, key, message
+        return self._keyed_frames() if self._has_keys else (self.frames(), "")
 
     def _keyed_frames(self) -> tuple[list[bytes], str]:
         """Take all frames of one message, and the key of who sent it."""
-        frames, key = [self._socket.recv(NOBLOCK)], ""
-        while self._socket.getsockopt(RCVMORE):
-            frame = self._socket.recv(NOBLOCK, copy=False)
-            frames.append(frame.bytes)
-            key = str(frame.get("User-Id"))
-        return frames, key
+        parts = self.parts()
+        return [part.bytes for part in parts], str(parts[-1].get("User-Id"))
 
     def close(self) -> None:
         """Close; what was sent just before still reaches its peers."""

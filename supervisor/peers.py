@@ -85,6 +85,9 @@ class Peers:
     def __len__(self) -> int:
         return len(self._peers)
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._peers
+
     @property
     def has_lost(self) -> bool:
         """Whether ``drop_lost`` has something to do."""

@@ -66,11 +66,7 @@ class FakeChannel:
         return bool(self.arrived)
 
     def receive(self):
-        if not self.arrived:
-            return None
-        frames, key = self.arrived.popleft()
-        envelope, message = public_codec.read(frames, public_codec.GATEWAY)
-        return envelope, key, message
+        return self.arrived.popleft() if self.arrived else None
 
     def send(self, envelope, data):
         if envelope[0] in self.gone:
@@ -271,6 +267,7 @@ class Harness:
 
     def __init__(self, *, pool=None, **limits):
         self.now = 1000.0
+        self.processor = itertools.repeat(0.0)
         self.home = FakeHome()
         self.reactors = {HOME: FakeReactor(), FAR: FakeReactor()}
         options = {"commands": frozenset({"set_model", "compact"}), "timeout_s": None} | (
@@ -284,8 +281,9 @@ class Harness:
         self.channels = [FakeChannel(is_local=True), FakeChannel(is_local=False)]
         self.is_closed = False
         self.gateway = Gateway(
-            self.home, pools, GatewayLimits(**limits), self, clock=lambda: self.now
-        )
+            self.home, pools, GatewayLimits(**limits), self,
+            clock=lambda: self.now, processor_clock=lambda: next(self.processor),
+        )  # fmt: skip
 
     def close(self):
         self.is_closed = True
@@ -317,6 +315,19 @@ class Harness:
             while self.home.inbox.calls:
                 self.home.inbox.calls.popleft()()
         self.gateway.take()
+
+    def have_all_cost(self, seconds):
+        """Every message takes so much of the processor from here on."""
+        self.processor = itertools.count(step=seconds)
+
+    def order(self, *said):
+        """Have clients of one socket say these at once; whose were answered, in order."""
+        [channel] = {client.channel for client, _ in said}
+        channel.sent.clear()
+        channel.arrived.extend(([client.address, data], "") for client, data in said)
+        self.gateway.take()
+        clients = {client.address: client for client, _ in said}
+        return [clients[envelope[0]] for envelope, _ in channel.sent]
 
     def pass_time(self, seconds):
         self.now += seconds

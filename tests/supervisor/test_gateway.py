@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from soloist.protocol import public, public_codec
 from soloist.protocol.errors import ClientConnectError, QueueFull, SessionLost
 from soloist.supervisor.control import ControlRequest
-from soloist.supervisor.gateway import MAX_TAKEN, TAKE_S
+from soloist.supervisor.gateway import MAX_READ, OBEY_S
 from tests.fake_gateway import (
     FAR,
     HOME,
@@ -27,6 +27,8 @@ from tests.fake_gateway import (
     query,
 )
 
+PING = public_codec.encode(public.Ping())
+
 
 @pytest.fixture
 def harness():
@@ -34,31 +36,47 @@ def harness():
 
 
 class TestTurns:
-    def test_take_so_many_messages_of_each_socket_at_once(self, harness):
+    def test_read_so_many_messages_of_each_socket_at_once(self, harness):
         local, remote = harness.peer(IPC), harness.peer(TCP)
-        ping = public_codec.encode(public.Ping())
         for client in (local, remote):
-            client.channel.arrived.extend([([client.address, ping], "")] * (MAX_TAKEN + 1))
+            client.channel.arrived.extend([([client.address, PING], "")] * (MAX_READ + 1))
         harness.gateway.take()
-        assert (len(local.heard()), len(remote.heard())) == (MAX_TAKEN, MAX_TAKEN)
+        assert (len(local.heard()), len(remote.heard())) == (MAX_READ, MAX_READ)
         assert harness.gateway.has_input()
         harness.gateway.take()
         assert (len(local.heard()), len(remote.heard())) == (1, 1)
         assert not harness.gateway.has_input()
 
-    def test_take_messages_of_each_socket_for_so_long(self, harness):
+    def test_do_what_was_said_for_so_long(self, harness):
         """Conversations go on only between, so that what many peers say must not take long."""
-        local, remote = harness.peer(IPC), harness.peer(TCP)
-        ping = public_codec.encode(public.Ping())
-        for client in (local, remote):
-            client.channel.arrived.extend([([client.address, ping], "")] * 3)
-        times = itertools.count(step=TAKE_S)
+        client = harness.peer()
+        client.channel.arrived.extend([([client.address, PING], "")] * 3)
+        times = itertools.count(step=OBEY_S)
         harness.gateway._clock = lambda: next(times)
         for _ in range(3):
             assert harness.gateway.has_input()
             harness.gateway.take()
-            assert (len(local.heard()), len(remote.heard())) == (1, 1)
+            assert len(client.heard()) == 1
         assert not harness.gateway.has_input()
+
+    def test_serve_first_who_has_cost_least(self, harness):
+        harness.have_all_cost(0.001)
+        loud, quiet = harness.peer(), harness.peer()
+        harness.order((loud, PING))
+        assert harness.order((loud, PING), (loud, PING), (quiet, PING)) == [quiet, loud, loud]
+
+    def test_charge_more_for_what_is_no_message(self, harness):
+        harness.have_all_cost(0.001)
+        babbler, loud = harness.peer(), harness.peer()
+        harness.order((babbler, b"?"), *[(loud, PING)] * 9)
+        assert harness.order((babbler, PING), (loud, PING)) == [loud, babbler]
+
+    def test_have_strangers_share_an_account(self, harness):
+        """A new connection costs nothing, and must not be a way to come first."""
+        harness.have_all_cost(0.001)
+        known, first, second = harness.peer(), harness.client(), harness.client()
+        harness.order((first, PING), (known, PING), (first, PING))
+        assert harness.order((second, PING), (known, PING)) == [known, second]
 
     def test_look_at_every_socket(self, harness):
         sources = harness.gateway.sources()

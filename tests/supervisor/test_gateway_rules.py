@@ -45,7 +45,7 @@ class Socket:
         if not self.said:
             return None
         envelope, message = self.said.popleft()
-        return envelope, "", message
+        return [*envelope, public_codec.encode(message)], ""
 
     def send(self, envelope, data):
         if envelope[0] in self.unreachable:
