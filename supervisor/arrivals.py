@@ -9,8 +9,8 @@ Pure: it is told the time and what each message cost.
 Invariants: what one connection said stays in order; whoever goes on being served soon has cost more
 than who waits; what a connection has cost is forgotten in the second round after.
 
-Source: forward decay (Cormode, Shkapenyuk, Srivastava, Xu, ICDE 2009): costs are weighted up as time
-passes instead of down, so that those of the past need not be touched.
+Source: forward decay (Cormode, Shkapenyuk, Srivastava, Xu, ICDE 2009): costs are weighted up as
+time passes instead of down, so that those of the past need not be touched.
 """
 
 from __future__ import annotations
