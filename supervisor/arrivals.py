@@ -29,8 +29,8 @@ _DECAY_S = 1.0
 """In this time a cost loses 63 percent of its weight."""
 _ROUND_S = 20.0
 """Then the weights begin anew, before they are too large for a float."""
-
 _NOTHING_S = 1e-9
+"""What weighs less then is forgotten."""
 
 
 class Arrivals(Generic[_K, _T]):

@@ -45,15 +45,15 @@ from soloist.supervisor.request import POOL, Request
 
 MAX_READ = 64
 """Messages read from one socket at once: a peer that never stops must not keep others waiting."""
-_NONSENSE = 10
-"""So many times its cost is charged for what is no message at all."""
+OBEY_S = 0.001
+"""How long messages are obeyed at once, but for the first: conversations go on only between, by
+one prompt each time."""
 _MAX_ARRIVALS = 4_000
 """Messages that are read before they are obeyed; then they wait at zmq, which cannot tell who has
 cost least."""
 _MAX_ARRIVED_BYTES = 4 * 1024 * 1024
-OBEY_S = 0.001
-"""How long messages are obeyed at once, but for the first: conversations go on only between, by
-one prompt each time."""
+_NONSENSE = 10
+"""So many times its cost is charged for what is no message at all."""
 _PONG = public_codec.encode(public.Pong())
 
 

@@ -192,7 +192,8 @@ class TestKeys:
     def test_are_for_tcp_alone(self, bound, connected, folder):
         near, far = bound(f"ipc://{folder}/g", "tcp://127.0.0.1:*", keys=KEYS)
         connected(near.endpoint).send(PING)
-        assert received(near)[1] == ""
+        (_, payload), key = received(near)
+        assert (key, payload) == ("", PING)
         connected(far.endpoint, ANN).send(PING)
         assert received(far)[1] == ANN[0].decode()
 
