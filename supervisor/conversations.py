@@ -20,7 +20,7 @@ import math
 import secrets
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from soloist.protocol import public
 from soloist.protocol.content import Map
@@ -35,6 +35,7 @@ _MAX_ADMITTED = 1_000
 """So many owners beside its own may use a conversation; who came before shows the ticket again."""
 _MARK = "~"
 """What the names in a pool begin with whose owner stands in them."""
+_T = TypeVar("_T")
 _Name: TypeAlias = tuple[Hashable, str, str]
 """An owner, a pool, and what the owner calls a conversation there."""
 LOCAL = "local"
@@ -180,13 +181,12 @@ class Conversations:
             SessionClosed: there is no such one.
         """
         conversation = self.found(peer, message.session)
-        closing = self._close(conversation, drain=message.is_drained)
 
-        def closed() -> None:
+        def closed(_: Future[None]) -> None:
             self._forget(conversation)
             call.answer(public.Done(call.id))
 
-        self._later(closing, closed)
+        self._later(self._close(conversation, drain=message.is_drained), closed)
 
     def command(self, call: Call, peer: Peer, message: public.Command) -> None:
         """Call a method of its client that is no turn.
@@ -200,16 +200,16 @@ class Conversations:
         if message.name not in pool.commands:
             known = ", ".join(sorted(pool.commands)) or "none"
             raise InvalidOptions(f"{message.name!r} is not among the commands here: {known}")
-        done = pool.reactor.command(conversation.address.number, message.name, message.arguments)
+        number = conversation.address.number
 
-        def answered() -> None:
+        def answered(done: Future[None]) -> None:
             error = done.exception()
             if error is None:
                 call.answer(public.Done(call.id))
             else:
                 _refuse(call, error)
 
-        self._later(done, answered)
+        self._later(pool.reactor.command(number, message.name, message.arguments), answered)
 
     def status(self, peer: Peer, handle: bytes, report: Callable[[Map], None]) -> None:
         """Report on one; of one that is over there is nothing to report.
@@ -218,9 +218,8 @@ class Conversations:
             SessionClosed: there is no such one.
         """
         conversation = self.found(peer, handle)
-        asked = self._stats(conversation)
 
-        def told() -> None:
+        def told(asked: Future[SessionStats | None]) -> None:
             stats = asked.result()
             status = {} if stats is None else dataclasses.asdict(stats)
             if status:
@@ -230,7 +229,7 @@ class Conversations:
                 status["endpoint"] = ""
             report(status)
 
-        self._later(asked, told)
+        self._later(self._stats(conversation), told)
 
     # -- what happens by itself ------------------------------------------------------------------
 
@@ -245,8 +244,8 @@ class Conversations:
         """Forget those that have ended without a word from here, such as for want of use."""
         for conversation in tuple(self._open.values()):
             self._later(
-                asked := self._stats(conversation),
-                functools.partial(self._forget_if_over, conversation, asked),
+                self._stats(conversation),
+                functools.partial(self._forget_if_over, conversation),
             )
 
     # -- helpers ---------------------------------------------------------------------------------
@@ -256,16 +255,16 @@ class Conversations:
         owner, pool, name = key
         if (earlier := self._opening.get(key)) is not None:
             # Whether there is one to join, and with which bounds, is known after that.
-            self._later(earlier, lambda: self._open_again(call, peer, message))
+            self._later(earlier, lambda _: self._open_again(call, peer, message))
             return
         known = self._names.get(key)
         limits = self._limits(message, known)
         if known is None:
             self._take_place(owner)
         reactor = self._pools[pool].reactor
-        opening = self._opening[key] = reactor.open_session(_inner_name(peer, name), limits)
+        self._opening[key] = reactor.open_session(_inner_name(peer, name), limits)
 
-        def begun() -> None:
+        def begun(opening: Future[Address]) -> None:
             del self._opening[key]
             error = opening.exception()
             if error is not None:
@@ -285,7 +284,7 @@ class Conversations:
             )
             self._say_opened(call, peer, self._add(new))
 
-        self._later(opening, begun)
+        self._later(self._opening[key], begun)
 
     def _open_again(self, call: Call, peer: Peer, message: public.Open) -> None:
         try:
@@ -298,18 +297,17 @@ class Conversations:
         limits = self._limits(message, None)
         self._take_place(peer.owner)
         ready: Future[None] = Future()
-        opening = self._pools[pool].reactor.open_session("", limits, ready)
 
-        def begun() -> None:
+        def begun(opening: Future[Address]) -> None:
             error = opening.exception()
             if error is not None:
                 self._free_place(peer.owner)
                 _refuse(call, error)
                 return
             new = Conversation(pool, None, peer.owner, peer.scope.name, limits, opening.result())
-            self._later(ready, lambda: self._connected(call, peer, new, ready))
+            self._later(ready, functools.partial(self._connected, call, peer, new))
 
-        self._later(opening, begun)
+        self._later(self._pools[pool].reactor.open_session("", limits, ready), begun)
 
     def _connected(self, call: Call, peer: Peer, new: Conversation, ready: Future[None]) -> None:
         """One connection's own is there, unless its client could not start."""
@@ -328,9 +326,7 @@ class Conversations:
         return new
 
     def _say_opened(self, call: Call, peer: Peer, conversation: Conversation) -> None:
-        asked = self._stats(conversation)
-
-        def told() -> None:
+        def told(asked: Future[SessionStats | None]) -> None:
             stats = asked.result()
             if stats is None:
                 self._forget(conversation)
@@ -346,7 +342,7 @@ class Conversations:
             )
             call.answer(opened)
 
-        self._later(asked, told)
+        self._later(self._stats(conversation), told)
 
     def _limits(self, message: public.Open, known: Conversation | None) -> SessionLimits:
         max_queue, idle_ms = message.max_queue, message.idle_timeout_ms
@@ -398,9 +394,12 @@ class Conversations:
         reactor = self._pools[conversation.pool].reactor
         return reactor.session_stats(conversation.address.number)
 
-    def _later(self, future: Future[Any], then: Callable[[], None]) -> None:
-        """Have something done on this thread when the future is done."""
-        future.add_done_callback(lambda _: self._home.post(then))
+    def _later(self, future: Future[_T], then: Callable[[Future[_T]], None]) -> None:
+        """Have something done on this thread when the future is done, which it is given.
+
+        Were ``then`` to know the future by itself, only the collector could free the two.
+        """
+        future.add_done_callback(lambda done: self._home.post(lambda: then(done)))
 
 
 def _inner_name(peer: Peer, name: str) -> str:

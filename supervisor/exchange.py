@@ -224,6 +224,7 @@ class Exchange(ReplySink):
     def settle(self, request: Request) -> None:
         """Send the outcome."""
         super().settle(request)
+        request.on_control = None  # it knows the exchange, which knows the request
         self.detach()
 
     def stream(self, request: Request, message: bytes) -> bool:

@@ -42,6 +42,7 @@ from soloist.supervisor.inbox import Inbox
 from soloist.supervisor.outcomes import Outcomes, Scope, Unknown
 from soloist.supervisor.peers import GatewayLimits, Peers
 from soloist.supervisor.request import POOL, Request
+from soloist.supervisor.results import Stats
 
 MAX_READ = 64
 """Messages read from one socket at once: a peer that never stops must not keep others waiting."""
@@ -476,17 +477,13 @@ class Gateway:
     def _report(self, peer: Peer, report: Callable[[Map], None]) -> None:
         # Conversations are shown only where all are one owner's.
         has_sessions = peer.channel.is_local
-        asked = {
-            name: pool.reactor.stats(has_sessions=has_sessions)
-            for name, pool in self._pools.items()
-        }
-        left = set(asked)
+        told: dict[str, Map] = {}
 
-        def told(name: str) -> None:
-            left.discard(name)
-            if left:
+        def tell(name: str, stats: Future[Stats]) -> None:
+            told[name] = _as_map(stats.result())
+            if len(told) < len(self._pools):
                 return
-            clients = {name: _as_map(stats.result()) for name, stats in asked.items()}
+            clients = {name: told[name] for name in self._pools}
             for client in clients.values():
                 for part in ("workers", "sessions"):
                     client[part] = [_as_map(one) for one in client[part]]
@@ -495,9 +492,12 @@ class Gateway:
             counts = {"peers": len(self._peers), "requests": self._outcomes.requests}
             report({**counts, "kept": self._outcomes.kept, "clients": clients})
 
-        for name, stats in asked.items():
-            then = functools.partial(told, name)
-            stats.add_done_callback(lambda _, then=then: self._home.inbox.post(then))  # type: ignore[misc]
+        def post(name: str, stats: Future[Stats]) -> None:
+            self._home.inbox.post(lambda: tell(name, stats))
+
+        for name, pool in self._pools.items():
+            asked = pool.reactor.stats(has_sessions=has_sessions)
+            asked.add_done_callback(functools.partial(post, name))
 
 
 def _as_map(stats: Any) -> Map:

@@ -147,7 +147,7 @@ class Output:
         self.fields = fields
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         stdout, stderr = pipes.readers
-        self.streams = (
+        self.streams: tuple[_Stream, ...] = (
             _Stream(stdout, "stdout", logging.INFO, self),
             _Stream(stderr, "stderr", logging.WARNING, self),
         )
@@ -199,6 +199,7 @@ class Output:
     def close(self) -> None:
         """Close the pipes; may be called again."""
         self._pipes.close()
+        self.streams = ()  # they know this object
 
 
 class Outputs:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -28,6 +30,18 @@ def eventually(condition, timeout_s: float = LIMIT_S):
         assert time.monotonic() < deadline, "it did not happen in time"
         pause.wait(0.005)
     return value
+
+
+@contextlib.contextmanager
+def nothing_for_the_collector() -> Iterator[None]:
+    """What is not needed any more must be free already: no object knows itself."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+        assert not gc.collect()
+    finally:
+        gc.enable()
 
 
 def name_of(value: object) -> str:

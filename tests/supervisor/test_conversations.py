@@ -16,6 +16,7 @@ from tests.fake_gateway import (
     opening,
     query,
 )
+from tests.support import nothing_for_the_collector
 
 
 @pytest.fixture
@@ -568,3 +569,17 @@ def test_a_conversation_goes_on_when_all_its_peers_have_gone(harness):
     assert again.open("a")["session"] == opened["session"]
     forget_all(harness, again)
     assert again.open("a")["session"] == opened["session"]
+
+
+class TestFree:
+    def test_is_what_was_asked_when_it_is_answered(self, harness):
+        client = harness.peer()
+        with nothing_for_the_collector():
+            for name in ("a", "a", None):
+                session = client.open(name)["session"]
+                reply_to(client, public.Status(new_id(), session))
+                reply_to(client, public.Command(new_id(), session, "compact", []))
+            reply_to(client, public.Status(new_id(), None))
+            reply_to(client, public.Close(new_id(), session, True))
+            harness.pass_time(5.0)  # and it looks which have ended
+            harness.settle()

@@ -1,10 +1,7 @@
 """Prompts through a gateway: run once, heard by who asked last, whole if their stream was cut."""
 
 import concurrent.futures
-import contextlib
-import gc
 import threading
-import weakref
 
 import msgpack
 import pytest
@@ -35,6 +32,7 @@ from tests.fake_gateway import (
     opening,
     query,
 )
+from tests.support import nothing_for_the_collector
 
 WHOLE = [msgpack.unpackb(MESSAGE), msgpack.unpackb(RESULT)]
 
@@ -42,15 +40,6 @@ WHOLE = [msgpack.unpackb(MESSAGE), msgpack.unpackb(RESULT)]
 @pytest.fixture
 def harness():
     return Harness()
-
-
-@contextlib.contextmanager
-def without_collector():
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def types(replies):
@@ -84,18 +73,19 @@ class TestQuery:
             "messages": WHOLE,
         }
 
+    @pytest.mark.parametrize("has_control", [False, True])
     @pytest.mark.parametrize("pool", [HOME, FAR])
-    def test_is_freed_with_its_answer_and_not_only_by_the_collector(self, harness, pool):
+    def test_is_freed_with_its_answer_and_not_only_by_the_collector(
+        self, harness, pool, has_control
+    ):
         client = harness.peer()
-        with without_collector():
-            request = client.ask(client=pool)
-            freed = weakref.ref(request)
+        with nothing_for_the_collector():
+            request = client.ask(client=pool, has_control=has_control)
             harness.home.requests.clear()
             harness.reactors[FAR].requests.clear()
             request.settle(answer(MESSAGE, RESULT))
             harness.settle()
             del request
-            assert freed() is None
         assert client.one()["type"] == "RESULT"
 
     def test_or_one_error(self, harness):
@@ -696,7 +686,7 @@ class Desk:
 
     def __init__(self, harness, request):
         self.harness = harness
-        self.request = request
+        self.on_control = request.on_control
         self.posted = threading.Event()
         self.futures = []
         self.threads = concurrent.futures.ThreadPoolExecutor(4)
@@ -707,7 +697,7 @@ class Desk:
         """Let the agent ask; returns when the gateway has heard it."""
         self.posted.clear()
         question = ControlRequest(kind, data, "hello", "")
-        future = self.threads.submit(self.request.on_control, question)
+        future = self.threads.submit(self.on_control, question)
         self.futures.append(future)
         assert self.posted.wait(10.0)
         self.harness.settle()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from soloist.supervisor import output as output_module
 from soloist.supervisor.output import MAX_LINE_BYTES, MAX_TAIL_CHARS, Lines, Output, Outputs, Pipes
+from tests.support import nothing_for_the_collector
 
 
 class FakeJournal:
@@ -124,6 +125,10 @@ class TestReading:
         world.outputs.read()
         assert made.is_closed
         assert world.outputs.finish(made) == "last"
+
+    def test_of_a_process_that_has_ended_is_freed_and_not_only_by_the_collector(self, world):
+        with nothing_for_the_collector():
+            world.outputs.finish(world.process()[0])
 
     def test_what_nobody_wants_is_read_nevertheless(self, world):
         logging.getLogger("soloist").setLevel(logging.ERROR)
