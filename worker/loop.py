@@ -302,6 +302,8 @@ class _AsyncLoop:
             self._adopted.reap()
             self._drain()  # the descriptor is edge-triggered: look again after every send
             await idle
+        if self._commands:  # they came first, and what they set holds for this turn
+            await asyncio.wait(self._commands)
         return lease
 
     async def _turn(self, lease: Lease) -> None:

@@ -1172,6 +1172,45 @@ class TestCommands:
         assert called == ["m"]
         assert office.texts == ["a"]
 
+    def test_a_turn_that_comes_with_them_begins_when_they_have_ended(self, office):
+        log = []
+
+        async def set_model(model):
+            for _ in range(10):
+                await asyncio.sleep(0)
+            log.append(model)
+
+        async def scene(client):
+            news = News(office)
+            client.on_query = log.append
+            for i in (1, 2):  # when it is idle, and right after a turn
+                office.channel.put(self.command(i, f"m{i}"), office.run(f"p{i}"))
+                await news.outcomes(i)
+            office.channel.put(Stop())
+
+        serve(office, scene, is_session=True, set_model=set_model)
+        assert log == ["m1", "p1", "m2", "p2"]
+
+    def test_a_turn_that_waits_for_one_can_be_cancelled(self, office):
+        begun, go_on = asyncio.Event(), asyncio.Event()
+
+        async def set_model(model):
+            begun.set()
+            await go_on.wait()
+
+        async def scene(client):
+            news = News(office)
+            office.channel.put(self.command(7, "m"), office.run("a", "b"), Interrupt(1))
+            await begun.wait()
+            go_on.set()
+            await news.outcomes(2)
+            office.channel.put(Stop())
+
+        serve(office, scene, is_session=True, set_model=set_model)
+        cancelled, answer = office.outcomes
+        assert type(from_info(cancelled.error)) is RequestCancelled
+        assert answer.text == "b"
+
     def test_one_that_hangs_does_not_hold_up_the_end(self, office):
         begun = asyncio.Event()
 
