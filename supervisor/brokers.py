@@ -126,6 +126,11 @@ class Brokers:
         return sum(broker.busy for broker in self._brokers.values())
 
     @property
+    def has_queue(self) -> bool:
+        """Whether a request waits at a session to which something has just happened."""
+        return any(broker.queued for broker in self._touched.values())
+
+    @property
     def alive(self) -> int:
         """Workers that live."""
         return sum(len(broker.workers) for broker in self._brokers.values())

@@ -21,7 +21,7 @@ from soloist.protocol.messages import WireMessage
 
 _IDENTITY = struct.Struct(">BII")
 # Plain numbers: zmq's enums cost a microsecond at each use.
-_EVENTS, _RCVMORE = int(zmq.EVENTS), int(zmq.RCVMORE)
+_EVENTS = int(zmq.EVENTS)
 _POLLIN, _NOBLOCK = int(zmq.POLLIN), int(zmq.NOBLOCK)
 _MORE = int(zmq.SNDMORE) | _NOBLOCK
 _MARK = 1  # ZeroMQ reserves identities that begin with a zero byte
@@ -78,13 +78,16 @@ class Channel:
             return None
         self._is_woken = False
         try:  # not recv_multipart: two frames are expected, and each question takes time
-            sender, frame = self._socket.recv(_NOBLOCK), self._socket.recv(_NOBLOCK)
+            sender = self._socket.recv(_NOBLOCK)
+            # Whether more follow this frame tells: to ask the socket takes longer.
+            last = self._socket.recv(_NOBLOCK, copy=False)
         except zmq.Again:  # it was about something else
             self._is_dry = True
             return None
+        frame = last.bytes
         is_foreign = len(sender) != _IDENTITY.size
-        while self._socket.getsockopt(_RCVMORE):
-            self._socket.recv(_NOBLOCK)
+        while last.more:
+            last = self._socket.recv(_NOBLOCK, copy=False)
             is_foreign = True
         if is_foreign:
             return 0, -1, []  # from no worker of ours

@@ -49,7 +49,7 @@ MAX_READ = 64
 OBEY_S = 0.001
 """How long messages are obeyed at once, but for the first: conversations go on only between, by
 one prompt each time."""
-_MAX_ARRIVALS = 4_000
+_MAX_ARRIVALS = 2_000
 """Messages that are read before they are obeyed; then they wait at zmq, which cannot tell who has
 cost least."""
 _MAX_ARRIVED_BYTES = 4 * 1024 * 1024

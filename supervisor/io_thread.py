@@ -33,6 +33,7 @@ from soloist.supervisor.inbox import Inbox
 from soloist.supervisor.journal import Journal
 from soloist.supervisor.output import Output, Outputs
 from soloist.supervisor.pool import Pool
+from soloist.supervisor.postponement import POSTPONED_S, Postponement
 from soloist.supervisor.process import (
     HELPER_STOP_S,
     Forkserver,
@@ -135,6 +136,7 @@ class IOThread:
         )
         self._watch = self.workers.watch
         self._look_at = 0.0  # when it looks at its descriptors although it is busy
+        self._postponement = Postponement()
         self._shutdown: Shutdown | None = None
         self._idle_waiters: list[Future[None]] = []
         self._roll_waiters: list[Future[None]] = []
@@ -239,7 +241,10 @@ class IOThread:
         self._fronts.take()
         for service in self._services:
             service.take()
-        self._decide(time.monotonic())
+        if not self._postponement.begin_turn(
+            has_settled=self.workers.has_settled(), is_waited_for=self._is_waited_for()
+        ):
+            self._decide(time.monotonic())
         is_busy = self._has_input()
         if self._is_over() or (is_busy and time.monotonic() < self._look_at):
             return
@@ -263,7 +268,19 @@ class IOThread:
     def _is_over(self) -> bool:
         return self._shutdown is not None and self._shutdown.phase is Phase.DONE
 
+    def _is_waited_for(self) -> bool:
+        """Whether anybody could go on by a decision."""
+        return bool(
+            self._pool.queued
+            or self.brokers.has_queue
+            or self._idle_waiters
+            or self._roll_waiters
+            or self._shutdown is not None
+        )
+
     def _timeout(self) -> float:
+        if self._postponement.is_on:
+            return POSTPONED_S
         due = min(
             self._pool.next_deadline(), self.brokers.next_deadline(), self._watch.next_round()
         )

@@ -130,6 +130,7 @@ class Workers:
         self.counts = {"answered": 0, "failed": 0, "cancelled": 0}
         self._processes: dict[int, WorkerProcess] = {}
         self._early: dict[int, list[tuple[int, Said]]] = {}
+        self._has_settled = False
         self.watch = Watch(
             wedge_after_s,
             expected=self._expected,
@@ -194,6 +195,11 @@ class Workers:
         for process in self._processes.values():
             process.signal(number)
 
+    def has_settled(self) -> bool:
+        """Whether a request had its outcome since the last time."""
+        has_settled, self._has_settled = self._has_settled, False
+        return has_settled
+
     # -- what was decided ------------------------------------------------------------------------
 
     def execute(self, actions: Iterable[Action]) -> None:
@@ -221,6 +227,7 @@ class Workers:
             self.counts["failed"] += 1
             self.reports.failed(request, outcome)
         request.settle(outcome)
+        self._has_settled = True
 
     def _do_dispatch(self, action: Dispatch) -> None:
         process = self._processes[action.number]

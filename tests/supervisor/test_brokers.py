@@ -306,6 +306,17 @@ class TestRequests:
         assert second.outcome.text == "x"
         assert first.outcome is None
 
+    def test_one_that_waits_where_something_has_happened_is_known(self):
+        world = World()
+        number, other = world.up("a"), world.up("b")
+        world.submit(number)
+        assert not world.brokers.has_queue  # it runs
+        world.submit(number)
+        assert world.brokers.has_queue
+        world.decide()
+        world.submit(other)
+        assert not world.brokers.has_queue  # it waits for its turn, not for a decision
+
     def test_one_of_a_session_that_is_over_is_told_so(self):
         world = World()
         request = world.submit(77)
