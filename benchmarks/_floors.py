@@ -2,13 +2,13 @@
 
 F1 is a raw ROUTER/DEALER round trip between two processes; F2 the same through a bare ROUTER relay
 in a third, with the message that a caller sends, encoded and decoded by the caller as there. The
-contestants take turns (A B C A B C ...), each after its floor, and what counts is the median of
-each round's ratio.
+contestants take turns, each after its floor.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import statistics
@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 import msgpack
 import zmq
+
+from benchmarks._suite import Figure, take_turns
 
 PROMPT = "x" * 100
 
@@ -102,34 +104,20 @@ def floors(
         context.term()
 
 
-def seconds(call: Callable[[], None], count: int) -> float:
-    """Median time of one call."""
+def median_us(call: Callable[[], None], count: int) -> float:
+    """Median time of one call, in microseconds."""
     times = []
     for _ in range(count):
         started = time.perf_counter()
         call()
         times.append(time.perf_counter() - started)
-    return statistics.median(times)
+    return statistics.median(times) * 1e6
 
 
-Rounds = list[dict[str, float]]
-
-
-def measure(contestants: Mapping[str, Callable[[], None]], *, rounds: int, count: int) -> Rounds:
-    """Median seconds of one call of each, round by round."""
-    for call in contestants.values():
-        seconds(call, 200)
-    return [
-        {name: seconds(call, count) for name, call in contestants.items()} for _ in range(rounds)
-    ]
-
-
-def show(rounds: Rounds, limits: list[tuple[str, str, float]]) -> None:
-    """Print the times, and each ratio beside what it may be at most."""
-    for name in rounds[0]:
-        print(f"{name:12} {statistics.median(r[name] for r in rounds) * 1e6:8.0f} us")
-    for name, floor, limit in limits:
-        ratios = sorted(r[name] / r[floor] for r in rounds)
-        spread = f"{ratios[len(ratios) // 4]:.2f} to {ratios[-len(ratios) // 4]:.2f}"
-        median = statistics.median(ratios)
-        print(f"{name} / {floor}: {median:.2f} (quartiles {spread}; at most {limit})")
+def round_trips(
+    contestants: Mapping[str, Callable[[], None]], *, rounds: int, count: int
+) -> dict[str, Figure]:
+    """Median time of one call of each, round by round."""
+    turns = {name: functools.partial(median_us, call, count) for name, call in contestants.items()}
+    taken = take_turns(turns, rounds)
+    return {name: Figure(name, "us", values) for name, values in taken.items()}

@@ -6,16 +6,15 @@ Measures the round trip of an echo request of 100 bytes, one at a time:
 - F2: the same through a bare ROUTER relay in a third process (two hops each way), with the
   message that a caller of a session sends, encoded and decoded by the caller as there;
 - thread: ``SharedSession.query(...).result()`` from a thread of the process, against F1;
+- owned: ``Session.query_and_receive``, read to its end, from a thread of the process, against F1;
 - socket: a raw DEALER on the session's endpoint, against F2;
 - many: the same as socket with 500 shared sessions open, against one open.
 
-The contestants take turns (A B C A B C ...), each after its floor, a few hundred requests each,
-and what counts is the median of each round's ratio. Every answer is checked.
+See ``_floors`` for how they are compared. Every answer is checked.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
@@ -23,8 +22,9 @@ from collections.abc import Callable, Iterator
 import msgpack
 import zmq
 
-from benchmarks._floors import PROMPT, floors, measure, query, show
-from soloist import Supervisor
+from benchmarks._floors import PROMPT, floors, query, round_trips
+from benchmarks._suite import Effort, Outcome, check, ratio
+from soloist import ResultMessage, Supervisor
 
 SESSIONS = 500
 
@@ -39,8 +39,7 @@ def peer(endpoint: str) -> Iterator[Callable[[], None]]:
     def ask() -> None:
         socket.send(query())
         answer = msgpack.unpackb(socket.recv())
-        assert answer["type"] == "RESULT", answer
-        assert answer["text"] == PROMPT
+        check(answer.get("text") == PROMPT, f"not the answer: {answer}")
 
     try:
         yield ask
@@ -49,33 +48,38 @@ def peer(endpoint: str) -> Iterator[Callable[[], None]]:
         context.term()
 
 
-def main() -> None:
-    """Print the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--count", type=int, default=300, help="requests a round")
-    arguments = parser.parse_args()
+def run(effort: Effort) -> Outcome:
+    """Measure them all."""
+    sessions = effort.of(SESSIONS, 20)
     with (
         tempfile.TemporaryDirectory() as folder,
         floors(folder) as (one_hop, two_hops),
-        Supervisor(1, max_sessions=SESSIONS + 1) as few,
-        Supervisor(1, max_sessions=SESSIONS + 1) as many,
+        Supervisor(1, max_sessions=sessions + 1) as few,
+        Supervisor(1, max_sessions=sessions + 1) as many,
+        few.session() as own,
     ):
         alone = few.shared("only")
-        among = [many.shared(f"session {i}") for i in range(SESSIONS)]
+        among = [many.shared(f"session {i}") for i in range(sessions)]
         for session in among:
-            assert session.query(PROMPT).result().text == PROMPT
+            check(session.query(PROMPT).result().text == PROMPT, "an answer is another's")
 
         def thread() -> None:
-            assert alone.query(PROMPT).result().text == PROMPT
+            check(alone.query(PROMPT).result().text == PROMPT, "an answer is another's")
 
-        with peer(alone.endpoint) as socket, peer(among[SESSIONS // 2].endpoint) as crowded:
+        def owned() -> None:
+            *_, result = own.query_and_receive(PROMPT)
+            check(isinstance(result, ResultMessage) and result.result == PROMPT, "not the answer")
+
+        with peer(alone.endpoint) as socket, peer(among[sessions // 2].endpoint) as crowded:
             contestants = {
-                "F1": one_hop, "thread": thread, "F2": two_hops, "socket": socket, "many": crowded,
+                "F1": one_hop, "thread": thread, "owned": owned,
+                "F2": two_hops, "socket": socket, "many": crowded,
             }  # fmt: skip
-            rounds = measure(contestants, rounds=arguments.rounds, count=arguments.count)
-    show(rounds, [("thread", "F1", 3.0), ("socket", "F2", 2.0), ("many", "socket", 1.3)])
-
-
-if __name__ == "__main__":
-    main()
+            taken = round_trips(contestants, rounds=effort.of(15, 2), count=effort.of(300, 50))
+    ratios = [
+        ratio(taken["thread"], taken["F1"], at_most=3.0),
+        ratio(taken["owned"], taken["F1"], at_most=3.0),
+        ratio(taken["socket"], taken["F2"], at_most=2.0),
+        ratio(taken["many"], taken["socket"], at_most=1.3),
+    ]
+    return Outcome(list(taken.values()), ratios)

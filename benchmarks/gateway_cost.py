@@ -13,7 +13,6 @@ See ``_floors`` for how they are compared. Every answer is checked.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import multiprocessing
 import os
@@ -30,7 +29,8 @@ import msgpack
 import psutil
 import zmq
 
-from benchmarks._floors import PROMPT, floors, measure, show
+from benchmarks._floors import PROMPT, floors, round_trips
+from benchmarks._suite import Effort, Figure, Outcome, check, ratio
 
 PEERS = 1_000
 MIB = 1024 * 1024
@@ -86,15 +86,14 @@ class Caller:
         """One round trip."""
         query = {"type": "QUERY", "id": os.urandom(16), "prompt": PROMPT, **self._more}
         answer = self.say(query)
-        assert answer["type"] == "RESULT", answer
-        assert answer["text"] == PROMPT
+        check(answer.get("text") == PROMPT, f"not the answer: {answer}")
 
 
-def crowd(endpoint: str, told: Connection) -> None:
+def crowd(endpoint: str, count: int, told: Connection) -> None:
     """Connect the idle peers; keep them alive until told to end."""
     context = zmq.Context()
-    context.set(zmq.MAX_SOCKETS, PEERS + 10)
-    peers = [Caller(context, endpoint) for _ in range(PEERS)]
+    context.set(zmq.MAX_SOCKETS, count + 10)
+    peers = [Caller(context, endpoint) for _ in range(count)]
     told.send("connected")
     while not told.poll(1.0):
         for peer in peers:
@@ -105,17 +104,16 @@ def crowd(endpoint: str, told: Connection) -> None:
 
 
 @contextlib.contextmanager
-def crowded(endpoint: str, pid: int) -> Iterator[None]:
-    """Have the idle peers connected; print what they cost."""
+def crowded(endpoint: str, pid: int, count: int) -> Iterator[float]:
+    """Have the idle peers connected; gives the MiB that they cost."""
     memory: Callable[[], int] = lambda: psutil.Process(pid).memory_info().rss  # noqa: E731
     before = memory()
     here, there = multiprocessing.Pipe()
     spawn = multiprocessing.get_context("spawn")
-    process = spawn.Process(target=crowd, args=(endpoint, there), daemon=True)
+    process = spawn.Process(target=crowd, args=(endpoint, count, there), daemon=True)
     process.start()
     here.recv()
-    print(f"{PEERS:,} idle peers: {(memory() - before) / MIB:.1f} MiB (at most 95)")
-    yield
+    yield (memory() - before) / MIB
     here.send("end")
     process.join()
 
@@ -127,12 +125,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def main() -> None:
-    """Print the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--count", type=int, default=300, help="requests a round")
-    arguments = parser.parse_args()
+def run(effort: Effort) -> Outcome:
+    """Measure them all."""
+    peers = effort.of(PEERS, 50)
     with contextlib.ExitStack() as ends:
         enter = ends.enter_context
         folder = Path(enter(tempfile.TemporaryDirectory()))
@@ -147,22 +142,17 @@ def main() -> None:
         callers = {name: Caller(context, at) for name, at in
                    {"ipc": ipc, "tcp": tcp, "shared": ipc, "crowded": full}.items()}  # fmt: skip
         callers["shared"].enter()
-        enter(crowded(full, pid))
+        mib = enter(crowded(full, pid, peers))
         contestants = {
             "F2 ipc": ipc_floor, "ipc": callers["ipc"].ask, "shared": callers["shared"].ask,
             "crowded": callers["crowded"].ask, "F2 tcp": tcp_floor, "tcp": callers["tcp"].ask,
         }  # fmt: skip
-        rounds = measure(contestants, rounds=arguments.rounds, count=arguments.count)
-    show(
-        rounds,
-        [
-            ("ipc", "F2 ipc", 2.0),
-            ("shared", "F2 ipc", 2.0),
-            ("tcp", "F2 tcp", 2.0),
-            ("crowded", "ipc", 1.3),
-        ],
-    )
-
-
-if __name__ == "__main__":
-    main()
+        taken = round_trips(contestants, rounds=effort.of(15, 2), count=effort.of(300, 50))
+    ratios = [
+        ratio(taken["ipc"], taken["F2 ipc"], at_most=2.0),
+        ratio(taken["shared"], taken["F2 ipc"], at_most=2.0),
+        ratio(taken["tcp"], taken["F2 tcp"], at_most=2.0),
+        ratio(taken["crowded"], taken["ipc"], at_most=1.3),
+    ]
+    memory = Figure("the idle peers", "MiB", [mib], {"peers": peers})
+    return Outcome([*taken.values(), memory], ratios)

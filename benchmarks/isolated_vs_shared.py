@@ -1,118 +1,152 @@
-"""Throughput of N isolated workers against one serialized shared session.
+"""Throughput and latency of N isolated workers against one serialized shared session.
 
-The work is an echo request with a service time of 0, 10 or 50 ms. Isolated: a Supervisor of size
-N, N requests in flight. Shared: one session, N callers in threads that each wait for their own
-answer; it can serve one at a time, whatever N is. The ideal for isolated workers is N / service
-time, for the session 1 / service time; with a service time of 0 the ideal is what N = 1 reached,
-times 1: this machine's processors are the limit then, not the workers.
+The client is ``echo`` with a service time. *Isolated*: a Supervisor of N workers. *Shared*: one
+session with N callers; it serves one at a time, whatever N is. Throughput: as many requests as are
+answered in the time given, of ``imap_unordered`` with a window of 2 N (isolated), and of N requests
+under way (shared). Latency: the median time from a request to its answer with N under way, so that
+nobody waits for a worker but those who share one.
 
-Both are measured in turn in the same run, each for about ``--seconds``; every answer is checked.
+The ideal is N / service time for isolated workers and 1 / service time for a session; with no
+service time there is none. All workers have answered before the time begins, and every answer is
+checked. Settings take turns within a round.
 """
 
 from __future__ import annotations
 
-import argparse
-import threading
+import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from itertools import count
+from typing import NamedTuple
 
-from rich.console import Console
-from rich.table import Table
-
+from benchmarks._suite import Effort, Figure, Outcome, Ratio, check
 from soloist import Supervisor
+from soloist.supervisor.results import Result
 
 PROMPT = "x" * 100
-WORKERS = (1, 2, 4, 8, 16, 32)
-SERVICE_S = (0.0, 0.010, 0.050)
+WORKERS = (1, 2, 4, 8, 16, 32, 64, 128)
+POINTS = {0: WORKERS, 1: WORKERS, 10: WORKERS, 50: WORKERS, 100: WORKERS, 1000: (1, 16, 64)}
+"""Milliseconds of service time, and for how many workers."""
+QUICK = {0: (1, 4), 10: (1, 4)}
+CALLERS = frozenset({1, 8, 16, 64})
+"""So many share a session: more change nothing."""
+_PROMISED_MS = 50
+_LEAST_TURNS = 6
+"""So many service times each measurement lasts, at least."""
 
 
-def isolated(supervisor: Supervisor, workers: int, seconds: float) -> float:
-    """Requests per second over ``workers`` workers, each with a conversation of its own."""
-    until = time.perf_counter() + seconds
+class Point(NamedTuple):
+    """What one setting gave in one round: requests a second, seconds of latency."""
 
-    def prompts() -> Iterator[str]:
-        for i in count():
-            if time.perf_counter() >= until and i >= 2 * workers:
-                return
-            yield PROMPT
+    throughput: float
+    latency_s: float
 
-    answered = 0
+
+def run(effort: Effort) -> Outcome:
+    """Measure all points."""
+    points = effort.of(POINTS, QUICK)
+    isolated: dict[tuple[int, int], list[Point]] = {}
+    shared: dict[tuple[int, int], list[Point]] = {}
+    for _ in range(effort.of(3, 1)):
+        for service_ms, sizes in points.items():
+            seconds = max(effort.of(0.8, 0.1), _LEAST_TURNS * service_ms / 1000)
+            for workers in sizes:
+                setting = (service_ms, workers)
+                isolated.setdefault(setting, []).append(_isolated(*setting, seconds))
+                if workers in CALLERS or effort.is_quick:
+                    shared.setdefault(setting, []).append(_shared(*setting, seconds))
+    figures = [*_figures("isolated", isolated), *_figures("shared", shared)]
+    return Outcome(figures, _ratios(isolated, shared))
+
+
+def _isolated(service_ms: int, workers: int, seconds: float) -> Point:
+    options = {"delay_s": service_ms / 1000}
+    with Supervisor(workers, options=options, window=2 * workers) as supervisor:
+        list(supervisor.map([PROMPT] * (4 * workers)))
+        until = time.perf_counter() + seconds
+
+        def prompts() -> Iterator[str]:
+            for i in count():
+                if time.perf_counter() >= until and i >= 2 * workers:
+                    return
+                yield PROMPT
+
+        answered = 0
+        started = time.perf_counter()
+        for result in supervisor.imap_unordered(prompts()):
+            _check(result)
+            answered += 1
+        throughput = answered / (time.perf_counter() - started)
+        _, latency_s = _closed_loop(supervisor.submit, workers, seconds)
+    return Point(throughput, latency_s)
+
+
+def _shared(service_ms: int, callers: int, seconds: float) -> Point:
+    with Supervisor(1, options={"delay_s": service_ms / 1000}) as supervisor:
+        session = supervisor.shared("only")
+        _check(session.query(PROMPT).result())
+        # Who waits for N others needs time for N turns.
+        return Point(*_closed_loop(session.query, callers, seconds))
+
+
+def _closed_loop(
+    submit: Callable[[str], Future[Result]], under_way: int, seconds: float
+) -> tuple[float, float]:
+    """Requests a second and the median of their seconds, so many of them under way at any time."""
+    flying: deque[tuple[float, Future[Result]]] = deque()
+    times: list[float] = []
+
+    def land() -> None:
+        began, future = flying.popleft()
+        _check(future.result())
+        times.append(time.perf_counter() - began)
+
     started = time.perf_counter()
-    for result in supervisor.imap_unordered(prompts()):
-        assert result.text == PROMPT
-        answered += 1
-    return answered / (time.perf_counter() - started)
+    while time.perf_counter() < started + seconds or len(times) < 2:  # noqa: PLR2004
+        while len(flying) < under_way:
+            flying.append((time.perf_counter(), submit(PROMPT)))
+        land()
+    while flying:
+        land()
+    return len(times) / (time.perf_counter() - started), statistics.median(times)
 
 
-def shared(supervisor: Supervisor, callers: int, seconds: float) -> float:
-    """Requests per second of ``callers`` threads on one conversation."""
-    session = supervisor.shared(f"{callers} callers")
-    assert session.query(PROMPT).result().text == PROMPT
-    until = time.perf_counter() + seconds
-    answered: list[int] = []
-
-    def caller() -> None:
-        number = 0
-        while time.perf_counter() < until or not number:
-            assert session.query(PROMPT).result().text == PROMPT
-            number += 1
-        answered.append(number)
-
-    threads = [threading.Thread(target=caller) for _ in range(callers)]
-    started = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    elapsed = time.perf_counter() - started
-    assert len(answered) == callers
-    session.close()
-    return sum(answered) / elapsed
+def _check(result: Result) -> None:
+    check(result.text == PROMPT, "an answer is not that of its prompt")
 
 
-def measure(
-    contestant: Callable[[Supervisor, int, float], float], n: int, service_s: float, seconds: float
-) -> float:
-    """One point, on warm workers."""
-    window = 2 * n if service_s else None
-    with Supervisor(n, options={"delay_s": service_s}, window=window) as supervisor:
-        supervisor.map([PROMPT] * (4 * n))
-        return contestant(supervisor, n, seconds)
+def _figures(name: str, points: dict[tuple[int, int], list[Point]]) -> Iterator[Figure]:
+    for (service_ms, n), found in points.items():
+        setting = {"service ms": service_ms, "N": n}
+        yield Figure(name, "/s", [point.throughput for point in found], setting)
+        milliseconds = [1000 * point.latency_s for point in found]
+        yield Figure(f"{name}, latency", "ms", milliseconds, setting)
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(prog="isolated_vs_shared", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=1.0, help="time for each point")
-    parser.add_argument("--workers", type=int, nargs="+", default=WORKERS)
-    arguments = parser.parse_args()
-    table = Table(title="requests per second")
-    for heading in (
-        "service",
-        "N",
-        "isolated",
-        "of ideal",
-        "shared",
-        "of ideal",
-        "isolated/shared",
-    ):
-        table.add_column(heading, justify="right")
-    for service_s in SERVICE_S:
-        one: tuple[float, float] | None = None
-        for n in arguments.workers:
-            apart = measure(isolated, n, service_s, arguments.seconds)
-            together = measure(shared, n, service_s, arguments.seconds)
-            one = one or (apart, together)
-            ideal = n / service_s if service_s else one[0]
-            serial = 1 / service_s if service_s else one[1]
-            table.add_row(
-                f"{service_s * 1000:.0f} ms", str(n), f"{apart:,.0f}", f"{apart / ideal:.2f}",
-                f"{together:,.0f}", f"{together / serial:.2f}", f"{apart / together:.1f}",
-            )  # fmt: skip
-        table.add_section()
-    Console().print(table)
-
-
-if __name__ == "__main__":
-    main()
+def _ratios(
+    isolated: dict[tuple[int, int], list[Point]], shared: dict[tuple[int, int], list[Point]]
+) -> Sequence[Ratio]:
+    """How near each comes to the ideal, and how they compare."""
+    found = []
+    for (service_ms, n), points in isolated.items():
+        setting = {"service ms": service_ms, "N": n}
+        if service_ms:
+            is_promised = service_ms == _PROMISED_MS and n <= 64  # noqa: PLR2004
+            values = [point.throughput * service_ms / 1000 / n for point in points]
+            bound = 0.97 if is_promised else None
+            found.append(Ratio("isolated / ideal", "", values, setting, at_least=bound))
+    for (service_ms, n), points in shared.items():
+        setting = {"service ms": service_ms, "N": n}
+        if service_ms:
+            bound = 0.97 if service_ms == _PROMISED_MS else None
+            values = [point.throughput * service_ms / 1000 for point in points]
+            found.append(Ratio("shared / ideal", "", values, setting, at_least=bound))
+        pairs = zip(isolated[service_ms, n], points, strict=True)
+        values = [apart.throughput / together.throughput for apart, together in pairs]
+        bounds = (None, None) if service_ms != _PROMISED_MS else (0.95 * n, 1.05 * n)
+        found.append(
+            Ratio("isolated / shared", "", values, setting, at_least=bounds[0], at_most=bounds[1])
+        )
+    return found
