@@ -123,6 +123,35 @@ def _end(pid: int | None) -> None:
                 process.kill()
 
 
+def apart(function: Callable[..., _T], *arguments: Any) -> _T:
+    """Call a function in a process of its own.
+
+    Raises:
+        CheckFailed: it failed, or found a wrong result.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    here, there = spawn.Pipe()
+    process = spawn.Process(target=_call, args=(there, function, arguments))
+    process.start()
+    there.close()
+    try:
+        value: _T = Driver(here).answer()
+    finally:
+        here.close()
+        process.join(CLOSE_S)
+        if process.exitcode is None:
+            _end(process.pid)
+            process.join()
+    return value
+
+
+def _call(connection: Connection, function: Callable[..., Any], arguments: Any) -> None:
+    try:
+        connection.send((function(*arguments), ""))
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is told
+        connection.send((None, f"{type(error).__name__}: {error}"))
+
+
 def _drive(connection: Connection, name: str, work: Work, size: int) -> None:
     try:
         with BY_NAME[name].open(work, size) as calls:

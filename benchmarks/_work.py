@@ -27,3 +27,9 @@ def die_on_kill(item: str) -> str:
     if item == KILL:
         signal.raise_signal(signal.SIGKILL)
     return wait_1_ms(item)
+
+
+def wait_as_told(item: str) -> str:
+    """Give it back after as many milliseconds as it begins with."""
+    threading.Event().wait(int(item.split(maxsplit=1)[0]) / 1000)
+    return item

@@ -11,27 +11,31 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from benchmarks import _peers
 from benchmarks._drivers import driver
-from benchmarks._peers import SOLOIST, Calls, Peer
+from benchmarks._peers import SOLOIST, Calls
 from benchmarks._suite import Effort, Figure, Outcome, Ratio
-from benchmarks._work import KILL, die_on_kill
+from benchmarks._work import KILL, MILLISECOND, die_on_kill
 
-PATIENCE_S = 5.0
-ONE_BY_ONE, AT_ONCE = 40, 2_000
+ITEMS = 40
 
 
 def run(effort: Effort) -> Outcome:
     """Kill a worker of each."""
     others, absent = _peers.present()
+    patience_s, many = effort.of(5.0, 1.0), effort.of(2_000, 200)
     lost: dict[tuple[str, str], list[float]] = {}
     seconds: dict[tuple[str, str], list[float]] = {}
     for _ in range(effort.of(3, 1)):
         for peer in (SOLOIST, *others):
-            for how, measure in (("one by one", one_by_one), ("by map", at_once)):
-                found, took_s = _measured(peer, measure)
+            for how, measure, count in (
+                ("one by one", one_by_one, ITEMS),
+                ("by map", at_once, many),
+            ):
+                with driver(peer, die_on_kill, 2) as contestant:
+                    found, took_s = contestant(measure, count, patience_s)
                 lost.setdefault((peer.name, how), []).append(found)
                 seconds.setdefault((peer.name, how), []).append(took_s)
     figures = [Figure(name, "lost", v, {"how": how}) for (name, how), v in lost.items()]
@@ -44,9 +48,9 @@ def run(effort: Effort) -> Outcome:
     return Outcome(figures, ratios, notes)
 
 
-def one_by_one(calls: Calls) -> tuple[float, float]:
+def one_by_one(calls: Calls, count: int, patience_s: float) -> tuple[float, float]:
     """Items lost, and seconds to the last that was not."""
-    items = _items(ONE_BY_ONE)
+    items = _items(count)
     started = last = time.perf_counter()
     lost = 0
     waiters = []
@@ -57,7 +61,7 @@ def one_by_one(calls: Calls) -> tuple[float, float]:
             lost += 1
     for waiter in waiters:
         try:
-            waiter(max(0.001, last + PATIENCE_S - time.perf_counter()))
+            waiter(max(0.001, last + patience_s - time.perf_counter()))
         except BaseException:  # noqa: BLE001 - and so it fails
             lost += 1
         else:
@@ -65,9 +69,9 @@ def one_by_one(calls: Calls) -> tuple[float, float]:
     return float(lost), last - started
 
 
-def at_once(calls: Calls) -> tuple[float, float]:
+def at_once(calls: Calls, count: int, patience_s: float) -> tuple[float, float]:
     """The same of one call of ``map``, which may never return."""
-    items = _items(AT_ONCE)
+    items = _items(count)
     results: list[Sequence[object]] = []
     call_map = calls.map_on or calls.map
     started = time.perf_counter()
@@ -80,15 +84,10 @@ def at_once(calls: Calls) -> tuple[float, float]:
 
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
-    thread.join(PATIENCE_S + 2 * AT_ONCE / 1000)
+    thread.join(patience_s + 2 * count * MILLISECOND)
     took_s = time.perf_counter() - started
     right = sum(a == b for a, b in zip(items, results[0], strict=False)) if results else 0
-    return float(AT_ONCE - right), took_s
-
-
-def _measured(peer: Peer, measure: Callable[[Calls], tuple[float, float]]) -> tuple[float, float]:
-    with driver(peer, die_on_kill, 2) as contestant:
-        return contestant(measure)
+    return float(count - right), took_s
 
 
 def _items(count: int) -> list[str]:
