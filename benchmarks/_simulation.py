@@ -12,6 +12,7 @@ import heapq
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 
 from soloist.protocol.messages import Answer
@@ -105,7 +106,7 @@ class Simulation:
                 continue
             self._free -= 1
             self._is_supervising |= supervises
-            self.after(seconds, lambda s=supervises, t=then: self._end_job(s, t))  # type: ignore[misc]
+            self.after(seconds, partial(self._end_job, supervises, then))
         self._jobs.extendleft(reversed(waiting))
 
     def _end_job(self, supervises: bool, then: Callable[[], None]) -> None:  # noqa: FBT001
@@ -150,16 +151,16 @@ class Simulation:
                     leases = [lease.number for lease in run.leases]
                     held = {r.lease: r.index for r in self._pool.workers[number].leases}
                     given = [(lease, self._service_s(held[lease])) for lease in leases]
-                    self.after(
-                        self._costs.hop_s,
-                        lambda number=number, given=given: self._workers[number].take(given),  # type: ignore[misc]
-                    )
+                    arrive = partial(self._workers[number].take, given)
+                    self.after(self._costs.hop_s, arrive)
                     self._workers[number].grant(leases)
                 case Revoke(number):
                     self._pool.revoked(number, self._workers[number].give_back())
                 case Spawn(number):
                     self._workers[number] = _Worker(self, number)
-                    self.after(self._costs.start_s, lambda number=number: self._ready(number))  # type: ignore[misc]
+                    self.after(self._costs.start_s, partial(self._ready, number))
+                case _:  # nothing is late or lost here, and no answer is held back
+                    pass
 
     def _ready(self, number: int) -> None:
         self._pool.loaded(number, 1, is_interruptible=True)

@@ -27,9 +27,16 @@ from soloist.supervisor.results import Result
 
 PROMPT = "x" * 100
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128)
-POINTS = {0: WORKERS, 1: WORKERS, 10: WORKERS, 50: WORKERS, 100: WORKERS, 1000: (1, 16, 64)}
+POINTS: dict[int, tuple[int, ...]] = {
+    0: WORKERS,
+    1: WORKERS,
+    10: WORKERS,
+    50: WORKERS,
+    100: WORKERS,
+    1000: (1, 16, 64),
+}
 """Milliseconds of service time, and for how many workers."""
-QUICK = {0: (1, 4), 10: (1, 4)}
+QUICK: dict[int, tuple[int, ...]] = {0: (1, 4), 10: (1, 4)}
 CALLERS = frozenset({1, 8, 16, 64})
 """So many share a session: more change nothing."""
 _PROMISED_MS = 50

@@ -14,6 +14,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import psutil
 
@@ -41,11 +42,11 @@ def run(effort: Effort) -> Outcome:
             mine = set(psutil.Process().children(recursive=True)) - before
             memory[name] = sum(process.memory_full_info().uss for process in mine) / MIB
         together = take_turns(
-            {name: lambda asks=asks: _together(asks, seconds) for name, asks in callers.items()},
+            {name: partial(_together, asks, seconds) for name, asks in callers.items()},
             rounds,
         )
         alone = take_turns(
-            {name: lambda ask=asks[0]: _alone(ask, seconds) for name, asks in callers.items()},
+            {name: partial(_alone, asks[0], seconds) for name, asks in callers.items()},
             rounds,
         )
     figures = [
@@ -81,7 +82,7 @@ def _together(asks: Sequence[Ask], seconds: float) -> float:
 
 def _alone(ask: Ask, seconds: float) -> float:
     """The median milliseconds of one answer."""
-    times = []
+    times: list[float] = []
     until = time.perf_counter() + seconds
     while time.perf_counter() < until or not times:
         started = time.perf_counter()
@@ -114,7 +115,7 @@ def _owned() -> Iterator[Sequence[Ask]]:
     with _supervisor(1) as supervisor, contextlib.ExitStack() as ends:
         sessions = [ends.enter_context(supervisor.session()) for _ in range(CALLERS)]
         yield [
-            lambda session=session: _check_messages(session.query_and_receive(PROMPT))
+            partial(lambda session: _check_messages(session.query_and_receive(PROMPT)), session)
             for session in sessions
         ]
 

@@ -47,7 +47,7 @@ def run(effort: Effort) -> Outcome:
     ]
     ratios = []
     for workers, service_ms in effort.of(MEASURED, QUICK):
-        setting = {"N": workers, "service ms": service_ms}
+        setting: dict[str, float | str] = {"N": workers, "service ms": service_ms}
         seconds = effort.of(3.0, 0.3)
         measured = _closed_loop(workers, service_ms, 2 * workers, seconds)
         simulated = throughput(workers, costs, service_ms / 1000, rounds=20, under_way=2 * workers)

@@ -53,7 +53,7 @@ def run(effort: Effort) -> Outcome:
         ("left behind", "processes", lambda life: float(life.left)),
     ):
         for name, found in lives.items():
-            setting = {"what": what, "workers": sizes[name]}
+            setting: dict[str, float | str] = {"what": what, "workers": sizes[name]}
             figures.append(Figure(name, unit, [of(life) for life in found], setting))
     notes = [f"not installed: {', '.join(absent)}"] if absent else []
     return Outcome(figures, (), notes)
