@@ -38,6 +38,14 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def own_bytes(process: psutil.Process) -> int:
+    """What a process holds that no other does (USS); nothing if it has ended."""
+    try:
+        return int(process.memory_full_info().uss)
+    except psutil.Error:
+        return 0
+
+
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import psutil
 
 from benchmarks._floors import PROMPT, round_trips
+from benchmarks._machine import own_bytes
 from benchmarks._suite import Effort, Outcome, Ratio, check, ratio
 from soloist import SharedSession, Supervisor
 
@@ -48,7 +49,7 @@ def run(effort: Effort) -> Outcome:
 
             crowds[f"{count:,} open"] = ask
         trips = round_trips(crowds, rounds=effort.of(15, 2), count=effort.of(200, 20))
-        worker_mib = statistics.mean(map(_own_bytes, processes)) / MIB
+        worker_mib = statistics.mean(map(own_bytes, processes)) / MIB
         ending = time.perf_counter()
         supervisor.close()
         end_s = time.perf_counter() - ending
@@ -63,10 +64,3 @@ def run(effort: Effort) -> Outcome:
         Ratio("end, seconds", "s", [end_s], setting, at_most=_END_S),
     ]
     return Outcome(list(trips.values()), ratios)
-
-
-def _own_bytes(process: psutil.Process) -> int:
-    try:
-        return int(process.memory_full_info().uss)
-    except psutil.Error:
-        return 0

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from benchmarks import _peers
 from benchmarks._drivers import Driver, all_at_once, driver, one_by_one
 from benchmarks._peers import PEBBLE, SOLOIST, STANDARD_EXECUTOR, STANDARD_POOL, Peer, Work
-from benchmarks._suite import Effort, Figure, Outcome, Ratio, ratio, take_turns
+from benchmarks._suite import CheckFailed, Effort, Figure, Outcome, Ratio, ratio, take_turns
 from benchmarks._work import nothing, wait_1_ms
 
 LENGTH = 100
@@ -30,28 +30,37 @@ LEAST = 200
 def run(effort: Effort) -> Outcome:
     """Measure them all."""
     others, absent = _peers.present()
+    notes: list[str] = []
     figures: list[Figure] = []
     ratios: list[Ratio] = []
     for work, milliseconds in ((nothing, 0), (wait_1_ms, 1)):
-        one, at_once = _measured(effort, (SOLOIST, *others), work, milliseconds)
+        one, at_once = _measured(effort, (SOLOIST, *others), work, milliseconds, notes)
         figures += [*one.values(), *at_once.values()]
         if work is nothing:
             ratios += _promised(one, at_once, others)
-    notes = [f"survive the death of a worker: {', '.join(p.name for p in others if p.survives)}"]
+    survivors = ", ".join(peer.name for peer in others if peer.survives)
+    notes.append(f"survive the death of a worker: {survivors}")
     if absent:
         notes.append(f"not installed: {', '.join(absent)}")
     return Outcome(figures, ratios, notes)
 
 
 def _measured(
-    effort: Effort, peers: tuple[Peer, ...], work: Work, milliseconds: int
+    effort: Effort, peers: tuple[Peer, ...], work: Work, milliseconds: int, notes: list[str]
 ) -> tuple[dict[str, Figure], dict[str, Figure]]:
     seconds = effort.of(1.0, 0.1)
     most = effort.of(200_000, 2_000) if not milliseconds else effort.of(2_000, 200)
     rounds = effort.of(7, 2)
     setting: dict[str, float | str] = {"work ms": milliseconds}
     with contextlib.ExitStack() as ends:
-        drivers = {peer.name: ends.enter_context(driver(peer, work, SIZE)) for peer in peers}
+        drivers = {}
+        for peer in peers:
+            try:
+                drivers[peer.name] = ends.enter_context(driver(peer, work, SIZE))
+            except CheckFailed as error:
+                if peer is SOLOIST:
+                    raise
+                notes.append(f"does not take part: {error}")
         counts = {}
         for name, contestant in drivers.items():
             rate = contestant(all_at_once, LEAST, LENGTH)
@@ -80,7 +89,8 @@ def _promised(
 ) -> list[Ratio]:
     ours, whole = one[SOLOIST.name], at_once[SOLOIST.name]
     found = [ratio(whole, at_once[STANDARD_POOL.name], at_least=0.8)]
-    found += [ratio(whole, at_once[p.name], at_least=3.0) for p in others if p.survives]
+    survivors = [p.name for p in others if p.survives and p.name in at_once]
+    found += [ratio(whole, at_once[name], at_least=3.0) for name in survivors]
     for peer, bound in ((PEBBLE, 3.0), (STANDARD_EXECUTOR, 6.0)):
         if peer.name in one:
             found.append(ratio(ours, one[peer.name], at_least=bound))

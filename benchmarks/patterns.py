@@ -18,6 +18,7 @@ from functools import partial
 
 import psutil
 
+from benchmarks._machine import own_bytes
 from benchmarks._suite import Effort, Figure, Outcome, check, take_turns
 from soloist import ResultMessage, Supervisor
 from soloist.protocol.content import Message
@@ -40,7 +41,7 @@ def run(effort: Effort) -> Outcome:
             callers[name] = ends.enter_context(opened())
             _together(callers[name], 4 * SERVICE_S)  # so that all workers are there
             mine = set(psutil.Process().children(recursive=True)) - before
-            memory[name] = sum(process.memory_full_info().uss for process in mine) / MIB
+            memory[name] = sum(map(own_bytes, mine)) / MIB
         together = take_turns(
             {name: partial(_together, asks, seconds) for name, asks in callers.items()},
             rounds,

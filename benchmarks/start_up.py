@@ -16,6 +16,7 @@ import psutil
 
 from benchmarks import _peers
 from benchmarks._drivers import apart
+from benchmarks._machine import own_bytes
 from benchmarks._peers import BY_NAME, SOLOIST
 from benchmarks._suite import Effort, Figure, Outcome, check
 from benchmarks._work import wait_1_ms
@@ -68,14 +69,7 @@ def live(name: str, size: int) -> Life:
         waiters = [calls.submit(ITEM) for _ in range(20 * size)]
         check(all(waiter() == ITEM for waiter in waiters), "a result is not that of its item")
         processes = psutil.Process().children(recursive=True)
-        worker_mib = sum(map(_own_bytes, processes)) / size / MIB
+        worker_mib = sum(map(own_bytes, processes)) / size / MIB
         closing = time.perf_counter()
     close_s = time.perf_counter() - closing
     return Life(first_s, worker_mib, close_s, sum(map(psutil.Process.is_running, processes)))
-
-
-def _own_bytes(process: psutil.Process) -> int:
-    try:
-        return int(process.memory_full_info().uss)
-    except psutil.Error:
-        return 0
