@@ -13,7 +13,7 @@ import zmq.auth
 
 from tests.support import LIMIT_S, ROOT, environment
 
-ECHO = 'delay_s = 0.2, chunks = 4, fail_on = "fail", exit_on = "exit", ask_on = "ask"'
+ECHO = 'delay_s = 0.5, chunks = 4, fail_on = "fail", exit_on = "exit", ask_on = "ask"'
 """See ``protocol/vectors/README.md``."""
 _CONFIGURATION = """
 bind = ["ipc://{folder}/gateway", "tcp://127.0.0.1:*"]
