@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import math
 import secrets
 from collections.abc import Callable, Hashable, Mapping
@@ -33,6 +34,10 @@ from soloist.supervisor.results import SessionStats
 
 _MAX_ADMITTED = 1_000
 """So many owners beside its own may use a conversation; who came before shows the ticket again."""
+_SWEEPS = 8
+"""After so many all have been looked at,"""
+_LEAST_SWEPT = 8
+"""and so many at least each time."""
 _MARK = "~"
 """What the names in a pool begin with whose owner stands in them."""
 _T = TypeVar("_T")
@@ -241,8 +246,13 @@ class Conversations:
                 self._forget(conversation)
 
     def sweep(self) -> None:
-        """Forget those that have ended without a word from here, such as for want of use."""
-        for conversation in tuple(self._open.values()):
+        """Forget those that have ended without a word from here, such as for want of use.
+
+        A part of them each time: nobody is heard meanwhile.
+        """
+        part = max(_LEAST_SWEPT, len(self._open) // _SWEEPS)
+        for handle in tuple(itertools.islice(self._open, part)):
+            conversation = self._open[handle] = self._open.pop(handle)  # the last next time
             self._later(
                 self._stats(conversation),
                 functools.partial(self._forget_if_over, conversation),

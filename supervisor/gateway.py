@@ -53,6 +53,8 @@ _MAX_ARRIVALS = 2_000
 """Messages that are read before they are obeyed; then they wait at zmq, which cannot tell who has
 cost least."""
 _MAX_ARRIVED_BYTES = 4 * 1024 * 1024
+_EXPIRE_EVERY_S = 0.02
+"""How long the gateway is there for its peers between two parts of what it forgets."""
 _NONSENSE = 10
 """So many times its cost is charged for what is no message at all."""
 _PONG = public_codec.encode(public.Pong())
@@ -129,7 +131,7 @@ class Gateway:
             default=SessionLimits(limits.max_queue, limits.idle_timeout_s),
         )
         self._waiting: dict[tuple[str, int], int] = {}
-        self._beat_at = math.inf
+        self._beat_at = self._expire_at = math.inf
         self._calls: Mapping[type, Callable[[Call, Peer, Any], None]] = {
             public.Open: self._conversations.open,
             public.Close: self._conversations.close,
@@ -187,14 +189,18 @@ class Gateway:
 
     def next_deadline(self) -> float:
         """When ``go_on`` wants to be called."""
-        return self._beat_at
+        return min(self._beat_at, self._expire_at)
 
     def go_on(self, now: float) -> None:
         """See who has gone, and forget what was kept long enough."""
-        if now < self._beat_at:
+        is_beat = now >= self._beat_at
+        if is_beat:
+            self._peers.drop_silent(now)
+        if is_beat or now >= self._expire_at:
+            has_more = self._outcomes.expire(now)
+            self._expire_at = now + _EXPIRE_EVERY_S if has_more else math.inf
+        if not is_beat:
             return
-        self._peers.drop_silent(now)
-        self._outcomes.expire(now)
         self._conversations.sweep()
         is_alive = self._peers or len(self._outcomes) or len(self._conversations)
         self._beat_at = now + self._limits.heartbeat_s if is_alive else math.inf

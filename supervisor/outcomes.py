@@ -23,6 +23,8 @@ _E = TypeVar("_E")
 
 OVERHEAD_BYTES = 352
 """What an outcome costs beside its bytes: so the number of those that are kept is bounded, too."""
+_MAX_EXPIRED = 256
+"""So many are forgotten at once: nobody is heard meanwhile."""
 _PART = 8
 """One eighth of a scope gives way at once, so that looking for the largest is rare."""
 
@@ -182,12 +184,17 @@ class Outcomes(Generic[_E]):
             del self._scopes[scope.name]
             self._ids -= len(scope.ids)
 
-    def expire(self, now: float) -> None:
-        """Forget what has been kept for long enough."""
+    def expire(self, now: float) -> bool:
+        """Forget what has been kept for long enough, a part of it; whether there is more."""
+        left = _MAX_EXPIRED
         for scope in tuple(self._scopes.values()):
             while scope.kept and next(iter(scope.kept.values()))[0] <= now:
+                if not left:
+                    return True
                 self._forget_outcome(scope)
+                left -= 1
             self.tidy(scope)
+        return False
 
     def _forget_outcome(self, scope: Scope[_E]) -> None:
         self._kept_bytes -= scope.forget_outcome()

@@ -26,6 +26,8 @@ from soloist.supervisor.stop_signals import KillNow, StopSignals
 from soloist.supervisor.terminal import error_console, log_shown, show_status
 
 _LOOK_S = 1.0
+_COLLECT_AFTER = 10_000
+"""Objects that have become more before the collector looks at them."""
 
 _SERVE_HELP = """Serve agents to programs in any language.
 
@@ -110,7 +112,10 @@ def _serve(signals: StopSignals, config: Any, folder: Path) -> int:
 
     server = Server(config, folder)
     gc.collect()
-    gc.freeze()  # modules, above all: while the collector looks through them nobody is heard
+    # While the collector looks nobody is heard: not at modules, and seldom at the rest, for what
+    # peers ask is freed without it.
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER)
     stop: queue.SimpleQueue[None] = queue.SimpleQueue()
     try:
         signals.be_gentle(lambda: stop.put(None))

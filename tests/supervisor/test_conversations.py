@@ -583,3 +583,18 @@ class TestFree:
             reply_to(client, public.Close(new_id(), session, True))
             harness.pass_time(5.0)  # and it looks which have ended
             harness.settle()
+
+
+class TestThoseThatEndedByThemselves:
+    @pytest.mark.parametrize("count", [3, 100])
+    def test_are_found_a_part_at_a_time_and_all_soon(self, count):
+        harness = Harness(max_conversations=count)
+        for number in range(count):
+            harness.peer().open(str(number))
+        harness.reactors[HOME].sessions.clear()
+        left = []
+        for _ in range(12):
+            harness.pass_time(5.0)
+            left.append(len(harness.gateway._conversations))
+        assert left[-1] == 0
+        assert count - left[0] == min(count, 12)

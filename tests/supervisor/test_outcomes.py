@@ -60,6 +60,16 @@ class TestId:
         outcomes.expire(300.0)
         assert states(outcomes, scope, 1, 2, 3) == [Unknown.FORGOTTEN, b"done", Unknown.NEW]
 
+    def test_is_forgotten_in_parts(self):
+        outcomes = Outcomes(max_bytes=10**9, max_ids=10**6, retention_s=300.0)
+        scope = outcomes.scope("a", is_lasting=True)
+        run(outcomes, scope, *range(600), now=0.0)
+        parts = []
+        while outcomes.expire(300.0):
+            parts.append(outcomes.kept)
+        assert parts == [344, 88]
+        assert outcomes.kept == 0
+
     def test_without_a_request_may_have_come_once_ids_were_forgotten(self, outcomes):
         scope = outcomes.scope("a", is_lasting=True)
         run(outcomes, scope, *range(11))
