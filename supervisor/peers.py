@@ -51,7 +51,7 @@ class GatewayLimits:
     max_requests: int = 1_000
     max_queued_bytes: int = 256 * 1024 * 1024
     max_outcome_bytes: int = 16 * 1024 * 1024
-    max_ids: int = 8_000
+    max_ids: int = 5_000
     retention_s: float = 300.0
     max_conversations: int = 64
     max_queue: int = 1_000

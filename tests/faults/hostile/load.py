@@ -93,8 +93,8 @@ class Report:
             yield f"  among {name}: p50 {p50:.1f} ms, p99 {p99:.1f} ms"
         yield f"the gateway took {self.processor_us:.0f} us of its processor for a message"
         yield (
-            f"memory: {self.before_mib:.0f} MiB before, {self.most_mib:.0f} at most, "
-            f"{self.after_mib:.0f} afterwards; {self.tracebacks} tracebacks in the log"
+            f"memory: {self.before_mib:.1f} MiB before, {self.most_mib:.1f} at most, "
+            f"{self.after_mib:.1f} afterwards; {self.tracebacks} tracebacks in the log"
         )
 
 
