@@ -386,7 +386,7 @@ class Gateway:
             self._pools[name].reactor.cancel((exchange.request,))
 
     def _is_over(self, asked: Asked, outcome: bytes) -> None:
-        """Its outcome is about to be sent: keep it for who asks again."""
+        """Its outcome has been sent: keep it for who asks again."""
         self._outcomes.end(asked.scope, asked.id, asked.size, outcome, self._clock())
         if isinstance(asked, Exchange):
             self._waiting[asked.target] -= 1

@@ -52,7 +52,7 @@ class ReplySink(abc.ABC):
         """The request is over.
 
         Args:
-            said: what will be said of it.
+            said: what has been said of it.
             whole: the same with all messages, if ``said`` is without those that were streamed.
         """
 
@@ -83,8 +83,8 @@ class ReplySink(abc.ABC):
             whole = outcome
             outcome = self._streamed(request, whole)
         data = public_codec.encode(outcome)
+        self.send(data)  # first of all: somebody waits
         self.over(data, whole if isinstance(outcome, public.Result) else None)
-        self.send(data)
         # Else only the collector could free the two, and it comes seldom.
         request.sink = None
 
