@@ -17,8 +17,6 @@ import contextlib
 import multiprocessing
 import os
 import socket
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -30,36 +28,11 @@ import psutil
 import zmq
 
 from benchmarks._floors import PROMPT, floors, round_trips
+from benchmarks._served import served
 from benchmarks._suite import Effort, Figure, Outcome, check, ratio
 
 PEERS = 1_000
 MIB = 1024 * 1024
-CONFIG = """
-bind = ["ipc://{folder}/gateway", "tcp://127.0.0.1:*"]
-[clients.echo]
-client = "echo"
-size = 1
-[limits]
-max_peers = {peers}
-"""
-
-
-@contextlib.contextmanager
-def served(folder: Path) -> Iterator[tuple[int, list[str]]]:
-    """A gateway in a process of its own: its pid, and where it is found on ipc and tcp."""
-    folder.mkdir(mode=0o700)
-    (folder / "soloist.toml").write_text(CONFIG.format(folder=folder, peers=PEERS + 10))
-    command = [sys.executable, "-m", "soloist.supervisor.cli", "serve"]
-    process = subprocess.Popen(
-        [*command, "--config", str(folder / "soloist.toml")], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    try:
-        yield process.pid, [process.stdout.readline().split(" at ")[1].strip() for _ in "12"]
-    finally:
-        process.terminate()
-        process.wait()
-        process.stdout.close()
 
 
 class Caller:
@@ -137,8 +110,8 @@ def run(effort: Effort) -> Outcome:
         ends.callback(context.destroy, 0)
         _, ipc_floor = enter(floors(str(folder / "a")))
         _, tcp_floor = enter(floors(str(folder / "b"), "tcp://127.0.0.1:" + str(free_port())))
-        _, (ipc, tcp) = enter(served(folder / "quiet"))
-        pid, (full, _) = enter(served(folder / "full"))
+        _, (ipc, tcp) = enter(served(folder / "quiet", peers=PEERS + 10))
+        pid, (full, _) = enter(served(folder / "full", peers=PEERS + 10))
         callers = {name: Caller(context, at) for name, at in
                    {"ipc": ipc, "tcp": tcp, "shared": ipc, "crowded": full}.items()}  # fmt: skip
         callers["shared"].enter()

@@ -17,7 +17,7 @@ import itertools
 import reprlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from types import NoneType
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 import msgpack
 
@@ -52,6 +52,7 @@ _TEXT_KEYS = frozenset({str})
 _SMALL = 60
 """Containers, and children of each, that are few enough to be looked at the quick way."""
 _SMALL_BYTES = 64 * 1024
+_TOO_MUCH = range(_SMALL + 1)
 _SENDABLE = (str, int, float, bytes, bytearray)
 
 
@@ -331,24 +332,35 @@ def _check_received(value: Any, max_depth: int = MAX_DEPTH) -> None:
 
 def _is_small(value: Map) -> bool:
     """Whether ``value`` certainly passes ``_check_sent``: most messages do, for half the time."""
-    containers: list[Any] = [value]
-    for container in containers:  # which grows meanwhile
-        kind = type(container)
-        children: Collection[Any] = container
-        if kind is dict and _TEXT_KEYS.issuperset(map(type, container)):
-            children = container.values()
-        elif kind is not list:
+    level: list[Any] = [value]
+    count = 0
+    while level:
+        count += len(level)
+        if count > _SMALL:
             return False
-        if len(children) > _SMALL or len(containers) > _SMALL:
-            return False
-        for child in children:
-            kind = type(child)
-            if kind is str or kind is bytes:
-                if len(child) > _SMALL_BYTES:
+        below: list[Any] = []
+        for container in level:
+            children = _plain_children(container)
+            if len(children) > _SMALL:
+                return False
+            for child in children:
+                kind = type(child)
+                if kind not in _SCALARS:
+                    below.append(child)
+                elif (kind is str or kind is bytes) and len(child) > _SMALL_BYTES:
                     return False
-            elif kind not in _SCALARS:
-                containers.append(child)
+        level = below
     return True
+
+
+def _plain_children(container: Any) -> Collection[Any]:
+    """What an ordinary list or map holds; of anything else, too much."""
+    kind = type(container)
+    if kind is list:
+        return cast("list[Any]", container)
+    if kind is dict and _TEXT_KEYS.issuperset(map(type, container)):
+        return cast("dict[str, Any]", container).values()
+    return _TOO_MUCH
 
 
 def _check_sent(value: Any, max_bytes: int, max_depth: int = MAX_DEPTH) -> None:
