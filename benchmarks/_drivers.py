@@ -48,12 +48,16 @@ def one_by_one(calls: Calls, seconds: float, item: str) -> float:
 
 def all_at_once(calls: Calls, count: int, length: int) -> float:
     """Items a second of one call of ``map``; all are different."""
-    items = [f"{i:0{length}}" for i in range(count)]
+    return count / map_s(calls, [f"{i:0{length}}" for i in range(count)])
+
+
+def map_s(calls: Calls, items: list[str]) -> float:
+    """Seconds that one call of ``map`` takes."""
     started = time.perf_counter()
     results = calls.map(items)
     elapsed = time.perf_counter() - started
     check(list(results) == items, "the results are not those of the items, in order")
-    return count / elapsed
+    return elapsed
 
 
 def round_trip(calls: Calls, count: int, item: str) -> float:
@@ -97,15 +101,32 @@ class Driver:
 @contextlib.contextmanager
 def driver(peer: Peer, work: Work, size: int) -> Iterator[Driver]:
     """Open a pool in a process of its own."""
-    spawn = multiprocessing.get_context("spawn")
-    here, there = spawn.Pipe()
-    process = spawn.Process(target=_drive, args=(there, peer.name, work, size))
-    process.start()
-    there.close()
-    opened = Driver(here)
-    try:
+    with _elsewhere(_drive, peer.name, work, size) as opened:
         opened.answer()
         yield opened
+
+
+def apart(function: Callable[..., _T], *arguments: Any) -> _T:
+    """Call a function in a process of its own.
+
+    Raises:
+        CheckFailed: it failed, or found a wrong result.
+    """
+    with _elsewhere(_call, function, arguments) as called:
+        value: _T = called.answer()
+        return value
+
+
+@contextlib.contextmanager
+def _elsewhere(target: Callable[..., None], *arguments: Any) -> Iterator[Driver]:
+    """Have a process run a function that is given a connection to here, and the arguments."""
+    spawn = multiprocessing.get_context("spawn")
+    here, there = spawn.Pipe()
+    process = spawn.Process(target=target, args=(there, *arguments))
+    process.start()
+    there.close()
+    try:
+        yield Driver(here)
     finally:
         here.close()
         process.join(CLOSE_S)
@@ -121,28 +142,6 @@ def _end(pid: int | None) -> None:
         for process in (*root.children(recursive=True), root):
             with contextlib.suppress(psutil.Error):
                 process.kill()
-
-
-def apart(function: Callable[..., _T], *arguments: Any) -> _T:
-    """Call a function in a process of its own.
-
-    Raises:
-        CheckFailed: it failed, or found a wrong result.
-    """
-    spawn = multiprocessing.get_context("spawn")
-    here, there = spawn.Pipe()
-    process = spawn.Process(target=_call, args=(there, function, arguments))
-    process.start()
-    there.close()
-    try:
-        value: _T = Driver(here).answer()
-    finally:
-        here.close()
-        process.join(CLOSE_S)
-        if process.exitcode is None:
-            _end(process.pid)
-            process.join()
-    return value
 
 
 def _call(connection: Connection, function: Callable[..., Any], arguments: Any) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import zmq
 
+MIB = 1024 * 1024
 OWN = ("soloist", "pyzmq", "msgpack", "multiprocess")
 
 
@@ -38,12 +39,12 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def own_bytes(process: psutil.Process) -> int:
-    """What a process holds that no other does (USS); nothing if it has ended."""
+def own_mib(process: psutil.Process) -> float:
+    """What a process holds that no other does (USS), in MiB; nothing if it has ended."""
     try:
-        return int(process.memory_full_info().uss)
+        return float(process.memory_full_info().uss) / MIB
     except psutil.Error:
-        return 0
+        return 0.0
 
 
 def _processor() -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -29,11 +29,13 @@ class Calls(NamedTuple):
         map: takes all, and gives the results in order.
         map_on: as ``map``, with something else in the place of a result that failed, where the
             pool has that.
+        lazy: takes all, and gives the results in order as they come, where the pool has that.
     """
 
     submit: Callable[[str], Waiter]
     map: Callable[[Sequence[str]], Sequence[str]]
     map_on: Callable[[Sequence[str]], Sequence[object]] | None = None
+    lazy: Callable[[Iterable[str]], Iterator[str]] | None = None
 
 
 class Peer(NamedTuple):
@@ -73,7 +75,12 @@ def _soloist(work: Work, size: int) -> Iterator[Calls]:
             results = supervisor.map(items, return_exceptions=True)
             return [getattr(result, "text", None) for result in results]
 
-        yield Calls(submit, lambda items: [r.text for r in supervisor.map(items)], map_on)
+        yield Calls(
+            submit,
+            lambda items: [r.text for r in supervisor.map(items)],
+            map_on=map_on,
+            lazy=lambda items: (r.text for r in supervisor.imap(items)),
+        )
 
 
 def _of_pool(module: str, **options: Any) -> Callable[[Work, int], AbstractContextManager[Calls]]:
@@ -85,6 +92,7 @@ def _of_pool(module: str, **options: Any) -> Callable[[Work, int], AbstractConte
             yield Calls(
                 lambda item: pool.apply_async(work, (item,)).get,
                 lambda items: pool.map(work, items, **options),
+                lazy=lambda items: pool.imap(work, items, **options),
             )
 
     return opened
@@ -94,6 +102,7 @@ def _of_executor(executor: Any, work: Work) -> Calls:
     return Calls(
         lambda item: executor.submit(work, item).result,
         lambda items: list(executor.map(work, items)),
+        lazy=lambda items: executor.map(work, items),
     )
 
 
@@ -117,7 +126,9 @@ def _loky(work: Work, size: int) -> Iterator[Calls]:
 def _mpire(work: Work, size: int) -> Iterator[Calls]:
     with importlib.import_module("mpire").WorkerPool(size, keep_alive=True) as pool:
         yield Calls(
-            lambda item: pool.apply_async(work, (item,)).get, lambda items: pool.map(work, items)
+            lambda item: pool.apply_async(work, (item,)).get,
+            lambda items: pool.map(work, items),
+            lazy=lambda items: pool.imap(work, items),
         )
 
 
@@ -127,6 +138,7 @@ def _pebble(work: Work, size: int) -> Iterator[Calls]:
         yield Calls(
             lambda item: pool.schedule(work, args=[item]).result,
             lambda items: list(pool.map(work, items).result()),
+            lazy=lambda items: pool.map(work, items).result(),
         )
 
 
@@ -195,14 +207,16 @@ CHUNKED_POOL = Peer(
     "Pool, chunksize 512", "", survives=False, open=_of_pool("multiprocessing", chunksize=512)
 )
 STANDARD_EXECUTOR = Peer("ProcessPoolExecutor", "", survives=False, open=_standard)
+LOKY = Peer("loky", "loky", survives=False, open=_loky)
+MPIRE = Peer("mpire", "mpire", survives=False, open=_mpire)
 PEBBLE = Peer("Pebble", "pebble", survives=True, open=_pebble)
 OTHERS = (
     STANDARD_POOL,
     CHUNKED_POOL,
     Peer("multiprocess.Pool", "multiprocess", survives=False, open=_of_pool("multiprocess")),
     STANDARD_EXECUTOR,
-    Peer("loky", "loky", survives=False, open=_loky),
-    Peer("mpire", "mpire", survives=False, open=_mpire),
+    LOKY,
+    MPIRE,
     PEBBLE,
     Peer("Ray ActorPool", "ray", survives=True, open=_ray),
     Peer("Dask", "distributed", survives=True, open=_dask),
@@ -212,7 +226,8 @@ BY_NAME = {peer.name: peer for peer in (SOLOIST, *OTHERS)}
 PACKAGES = tuple(peer.package for peer in OTHERS if peer.package)
 
 
-def present() -> tuple[list[Peer], list[str]]:
-    """Those others that are installed, and the names of those that are not."""
-    here = [peer for peer in OTHERS if peer.is_installed]
-    return here, [peer.name for peer in OTHERS if peer not in here]
+def present(peers: Sequence[Peer] = OTHERS) -> tuple[list[Peer], list[str]]:
+    """Those of them that are installed, and a note on those that are not."""
+    here = [peer for peer in peers if peer.is_installed]
+    absent = ", ".join(peer.name for peer in peers if peer not in here)
+    return here, [f"not installed: {absent}"] if absent else []

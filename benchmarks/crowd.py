@@ -16,11 +16,10 @@ from collections.abc import Callable
 import psutil
 
 from benchmarks._floors import PROMPT, round_trips
-from benchmarks._machine import own_bytes
+from benchmarks._machine import own_mib
 from benchmarks._suite import Effort, Outcome, Ratio, check, ratio
 from soloist import SharedSession, Supervisor
 
-MIB = 1024 * 1024
 OPEN = (1, 100, 1_000)
 QUICK = (1, 5, 20)
 _START_S, _END_S, _WORKER_MIB, _SLOWER = 12.0, 5.0, 6.5, 1.2
@@ -49,7 +48,7 @@ def run(effort: Effort) -> Outcome:
 
             crowds[f"{count:,} open"] = ask
         trips = round_trips(crowds, rounds=effort.of(15, 2), count=effort.of(200, 20))
-        worker_mib = statistics.mean(map(own_bytes, processes)) / MIB
+        worker_mib = statistics.mean(map(own_mib, processes))
         ending = time.perf_counter()
         supervisor.close()
         end_s = time.perf_counter() - ending

@@ -40,9 +40,7 @@ def run(effort: Effort) -> Outcome:
             ratios += _promised(one, at_once, others)
     survivors = ", ".join(peer.name for peer in others if peer.survives)
     notes.append(f"survive the death of a worker: {survivors}")
-    if absent:
-        notes.append(f"not installed: {', '.join(absent)}")
-    return Outcome(figures, ratios, notes)
+    return Outcome(figures, ratios, notes + absent)
 
 
 def _measured(

@@ -28,11 +28,11 @@ import psutil
 import zmq
 
 from benchmarks._floors import PROMPT, floors, round_trips
+from benchmarks._machine import MIB
 from benchmarks._served import served
 from benchmarks._suite import Effort, Figure, Outcome, check, ratio
 
 PEERS = 1_000
-MIB = 1024 * 1024
 
 
 class Caller:

@@ -13,19 +13,16 @@ checked. Settings take turns within a round.
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import NamedTuple
 
-from benchmarks._suite import Effort, Figure, Outcome, Ratio, check
+from benchmarks._floors import PROMPT
+from benchmarks._loop import check_text, closed_loop
+from benchmarks._suite import Effort, Figure, Outcome, Ratio
 from soloist import Supervisor
-from soloist.supervisor.results import Result
 
-PROMPT = "x" * 100
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128)
 POINTS: dict[int, tuple[int, ...]] = {
     0: WORKERS,
@@ -83,45 +80,20 @@ def _isolated(service_ms: int, workers: int, seconds: float) -> Point:
         answered = 0
         started = time.perf_counter()
         for result in supervisor.imap_unordered(prompts()):
-            _check(result)
+            check_text(result)
             answered += 1
         throughput = answered / (time.perf_counter() - started)
-        _, latency_s = _closed_loop(supervisor.submit, workers, seconds)
-    return Point(throughput, latency_s)
+        loop = closed_loop(supervisor.submit, workers, seconds)
+    return Point(throughput, loop.latency_s)
 
 
 def _shared(service_ms: int, callers: int, seconds: float) -> Point:
     with Supervisor(1, options={"delay_s": service_ms / 1000}) as supervisor:
         session = supervisor.shared("only")
-        _check(session.query(PROMPT).result())
+        check_text(session.query(PROMPT).result())
         # Who waits for N others needs time for N turns.
-        return Point(*_closed_loop(session.query, callers, seconds))
-
-
-def _closed_loop(
-    submit: Callable[[str], Future[Result]], under_way: int, seconds: float
-) -> tuple[float, float]:
-    """Requests a second and the median of their seconds, so many of them under way at any time."""
-    flying: deque[tuple[float, Future[Result]]] = deque()
-    times: list[float] = []
-
-    def land() -> None:
-        began, future = flying.popleft()
-        _check(future.result())
-        times.append(time.perf_counter() - began)
-
-    started = time.perf_counter()
-    while time.perf_counter() < started + seconds or len(times) < 2:  # noqa: PLR2004
-        while len(flying) < under_way:
-            flying.append((time.perf_counter(), submit(PROMPT)))
-        land()
-    while flying:
-        land()
-    return len(times) / (time.perf_counter() - started), statistics.median(times)
-
-
-def _check(result: Result) -> None:
-    check(result.text == PROMPT, "an answer is not that of its prompt")
+        loop = closed_loop(session.query, callers, seconds)
+    return Point(loop.throughput, loop.latency_s)
 
 
 def _figures(name: str, points: dict[tuple[int, int], list[Point]]) -> Iterator[Figure]:

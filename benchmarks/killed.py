@@ -24,7 +24,7 @@ ITEMS = 40
 
 def run(effort: Effort) -> Outcome:
     """Kill a worker of each."""
-    others, absent = _peers.present()
+    others, notes = _peers.present()
     patience_s, many = effort.of(5.0, 1.0), effort.of(2_000, 200)
     lost: dict[tuple[str, str], list[float]] = {}
     seconds: dict[tuple[str, str], list[float]] = {}
@@ -44,7 +44,6 @@ def run(effort: Effort) -> Outcome:
         Ratio("lost by Soloist", "", lost[SOLOIST.name, how], {"how": how}, at_most=1)
         for how in ("one by one", "by map")
     ]
-    notes = [f"not installed: {', '.join(absent)}"] if absent else []
     return Outcome(figures, ratios, notes)
 
 

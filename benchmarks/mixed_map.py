@@ -11,12 +11,11 @@ from __future__ import annotations
 import contextlib
 import heapq
 import random
-import time
 from collections.abc import Sequence
 
-from benchmarks._drivers import driver
-from benchmarks._peers import SOLOIST, STANDARD_EXECUTOR, STANDARD_POOL, Calls
-from benchmarks._suite import Effort, Figure, Outcome, check, ratio, take_turns
+from benchmarks._drivers import driver, map_s
+from benchmarks._peers import SOLOIST, STANDARD_EXECUTOR, STANDARD_POOL
+from benchmarks._suite import Effort, Figure, Outcome, ratio, take_turns
 from benchmarks._work import wait_as_told
 
 SIZE = 8
@@ -56,12 +55,3 @@ def greedy_s(seconds: Sequence[float], size: int) -> float:
     for duration_s in seconds:
         heapq.heapreplace(free_at, free_at[0] + duration_s)
     return max(free_at)
-
-
-def map_s(calls: Calls, items: list[str]) -> float:
-    """Seconds that one ``map`` takes."""
-    started = time.perf_counter()
-    results = calls.map(items)
-    elapsed = time.perf_counter() - started
-    check(list(results) == items, "the results are not those of the items, in order")
-    return elapsed

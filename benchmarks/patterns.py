@@ -18,15 +18,14 @@ from functools import partial
 
 import psutil
 
-from benchmarks._machine import own_bytes
+from benchmarks._floors import PROMPT
+from benchmarks._machine import own_mib
 from benchmarks._suite import Effort, Figure, Outcome, check, take_turns
 from soloist import ResultMessage, Supervisor
 from soloist.protocol.content import Message
 
 CALLERS = 8
 SERVICE_S = 0.02
-PROMPT = "x" * 100
-MIB = 1024 * 1024
 Ask = Callable[[], None]
 
 
@@ -41,7 +40,7 @@ def run(effort: Effort) -> Outcome:
             callers[name] = ends.enter_context(opened())
             _together(callers[name], 4 * SERVICE_S)  # so that all workers are there
             mine = set(psutil.Process().children(recursive=True)) - before
-            memory[name] = sum(map(own_bytes, mine)) / MIB
+            memory[name] = sum(map(own_mib, mine))
         together = take_turns(
             {name: partial(_together, asks, seconds) for name, asks in callers.items()},
             rounds,

@@ -11,19 +11,15 @@ machines, each with a Supervisor and an equal part of one map, where the slowest
 from __future__ import annotations
 
 import random
-import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 
 import psutil
 
+from benchmarks._loop import closed_loop
 from benchmarks._simulation import Costs, makespan, throughput
-from benchmarks._suite import Effort, Figure, Outcome, Ratio, check
+from benchmarks._suite import Effort, Figure, Outcome, Ratio
 from soloist import Supervisor
-from soloist.supervisor.results import Result
 
-PROMPT = "x" * 100
 MEASURED = ((1, 10), (4, 10), (16, 10), (64, 10), (64, 50))
 """Workers and milliseconds that are measured and simulated."""
 QUICK = ((4, 10),)
@@ -49,7 +45,7 @@ def run(effort: Effort) -> Outcome:
     for workers, service_ms in effort.of(MEASURED, QUICK):
         setting: dict[str, float | str] = {"N": workers, "service ms": service_ms}
         seconds = effort.of(3.0, 0.3)
-        measured = _closed_loop(workers, service_ms, 2 * workers, seconds)
+        measured = _throughput(workers, service_ms, 2 * workers, seconds)
         simulated = throughput(workers, costs, service_ms / 1000, rounds=20, under_way=2 * workers)
         figures.append(Figure("measured", "/s", [measured], setting))
         figures.append(Figure("simulated", "/s", [simulated], setting))
@@ -71,13 +67,13 @@ def _costs(effort: Effort) -> Costs:
     size, service_ms = 32, 1
     processors = psutil.cpu_count() or 1
     with Supervisor(size, options={"delay_s": service_ms / 1000}) as supervisor:
-        _loop(supervisor.submit, size, 0.5)
+        closed_loop(supervisor.submit, size, 0.5)
         own, workers = psutil.Process(), psutil.Process().children(recursive=True)
         before = _processor_s([own]), _processor_s(workers)
-        count = _loop(supervisor.submit, size, seconds)
+        count = len(closed_loop(supervisor.submit, size, seconds).latencies_s)
         supervisor_s = (_processor_s([own]) - before[0]) / count
         worker_s = (_processor_s(workers) - before[1]) / count
-    one = _closed_loop(1, service_ms, 1, seconds)
+    one = _throughput(1, service_ms, 1, seconds)
     hop_s = max(0.0, (1 / one - service_ms / 1000 - supervisor_s - worker_s) / 2)
     return Costs(supervisor_s, worker_s, hop_s, processors=processors)
 
@@ -86,27 +82,12 @@ def _processor_s(processes: Sequence[psutil.Process]) -> float:
     return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
-def _closed_loop(workers: int, service_ms: float, under_way: int, seconds: float) -> float:
+def _throughput(workers: int, service_ms: float, under_way: int, seconds: float) -> float:
     """Requests a second."""
     options = {"delay_s": service_ms / 1000}
     with Supervisor(workers, options=options, window=max(64, under_way)) as supervisor:
-        _loop(supervisor.submit, under_way, 0.3)
-        started = time.perf_counter()
-        count = _loop(supervisor.submit, under_way, seconds)
-        return count / (time.perf_counter() - started)
-
-
-def _loop(submit: Callable[[str], Future[Result]], under_way: int, seconds: float) -> int:
-    flying: deque[Future[Result]] = deque()
-    count = 0
-    until = time.perf_counter() + seconds
-    while True:
-        while len(flying) < under_way and time.perf_counter() < until:
-            flying.append(submit(PROMPT))
-        if not flying:
-            return count
-        check(flying.popleft().result().text == PROMPT, "an answer is not that of its prompt")
-        count += 1
+        closed_loop(supervisor.submit, under_way, 0.3)
+        return closed_loop(supervisor.submit, under_way, seconds).throughput
 
 
 def _machines(effort: Effort, costs: Costs, workers: int) -> Ratio:

@@ -16,12 +16,11 @@ import psutil
 
 from benchmarks import _peers
 from benchmarks._drivers import apart
-from benchmarks._machine import own_bytes
+from benchmarks._machine import own_mib
 from benchmarks._peers import BY_NAME, SOLOIST
 from benchmarks._suite import Effort, Figure, Outcome, check
 from benchmarks._work import wait_1_ms
 
-MIB = 1024 * 1024
 ITEM = "x"
 _CLUSTERS = frozenset({"Ray ActorPool", "Dask", "ipyparallel"})
 """Their workers weigh so much that a few have to do."""
@@ -38,7 +37,7 @@ class Life(NamedTuple):
 
 def run(effort: Effort) -> Outcome:
     """Start each a few times."""
-    others, absent = _peers.present()
+    others, notes = _peers.present()
     many, few = effort.of(100, 4), effort.of(8, 2)
     lives: dict[str, list[Life]] = {}
     sizes = {}
@@ -56,7 +55,6 @@ def run(effort: Effort) -> Outcome:
         for name, found in lives.items():
             setting: dict[str, float | str] = {"what": what, "workers": sizes[name]}
             figures.append(Figure(name, unit, [of(life) for life in found], setting))
-    notes = [f"not installed: {', '.join(absent)}"] if absent else []
     return Outcome(figures, (), notes)
 
 
@@ -69,7 +67,7 @@ def live(name: str, size: int) -> Life:
         waiters = [calls.submit(ITEM) for _ in range(20 * size)]
         check(all(waiter() == ITEM for waiter in waiters), "a result is not that of its item")
         processes = psutil.Process().children(recursive=True)
-        worker_mib = sum(map(own_bytes, processes)) / size / MIB
+        worker_mib = sum(map(own_mib, processes)) / size
         closing = time.perf_counter()
     close_s = time.perf_counter() - closing
     return Life(first_s, worker_mib, close_s, sum(map(psutil.Process.is_running, processes)))
