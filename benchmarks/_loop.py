@@ -39,7 +39,7 @@ class Loop(NamedTuple):
 
 
 def check_text(result: Result) -> None:
-    """See that an answer of ``echo`` is that of the prompt.
+    """See that an answer says ``PROMPT``, as that of ``echo`` does.
 
     Raises:
         CheckFailed: it is not.
@@ -47,8 +47,14 @@ def check_text(result: Result) -> None:
     check(result.text == PROMPT, "an answer is not that of its prompt")
 
 
-def closed_loop(submit: Callable[[str], Future[Result]], under_way: int, seconds: float) -> Loop:
-    """Ask for so long, and wait for all answers; every one is checked."""
+def closed_loop(
+    submit: Callable[[str], Future[Result]],
+    under_way: int,
+    seconds: float,
+    *,
+    prompt: str = PROMPT,
+) -> Loop:
+    """Ask for so long, and wait for all answers; every one is checked, see ``check_text``."""
     flying: deque[tuple[float, Future[Result]]] = deque()
     times: list[float] = []
 
@@ -60,7 +66,7 @@ def closed_loop(submit: Callable[[str], Future[Result]], under_way: int, seconds
     started = time.perf_counter()
     while time.perf_counter() < started + seconds or len(times) < _LEAST:
         while len(flying) < under_way:
-            flying.append((time.perf_counter(), submit(PROMPT)))
+            flying.append((time.perf_counter(), submit(prompt)))
         land()
     while flying:
         land()

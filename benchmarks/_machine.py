@@ -12,7 +12,7 @@ import psutil
 import zmq
 
 MIB = 1024 * 1024
-OWN = ("soloist", "pyzmq", "msgpack", "multiprocess")
+OWN = ("soloist", "pyzmq", "msgpack", "multiprocess", "claude-agent-sdk")
 
 
 def facts() -> dict[str, str]:

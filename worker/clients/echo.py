@@ -96,6 +96,7 @@ class EchoClient:
         self._prompt = ""
         self._deaf_until = 0.0
         self._interrupted = asyncio.Event()
+        self._roused = asyncio.Event()  # interrupted, or a pause is over
         if not resettable:
             self.reset = None  # type: ignore[assignment,method-assign]
 
@@ -157,6 +158,7 @@ class EchoClient:
     async def query(self, prompt: Any) -> None:
         """Take the next prompt."""
         self._interrupted.clear()
+        self._roused.clear()
         self._deaf_until = time.monotonic() + self._interrupt_deaf_s
         self._prompt = prompt if isinstance(prompt, str) else _text(prompt)
         self._conversation.num_turns += 1
@@ -173,7 +175,7 @@ class EchoClient:
             pieces = max(self._chunks, 1)
             for i in range(pieces):
                 if self._delay_s:
-                    await self._unless_interrupted(asyncio.sleep(self._delay_s / pieces))
+                    await self._pause(self._delay_s / pieces)
                 if self._chunks:
                     yield StreamEvent(uuid="", session_id="echo", event=_delta(answer, i, pieces))
             if text == self._fail_on:
@@ -190,6 +192,7 @@ class EchoClient:
         """End the running turn; without one, do nothing."""
         if not self._ignore_interrupt and time.monotonic() >= self._deaf_until:
             self._interrupted.set()
+            self._roused.set()
 
     async def disconnect(self) -> None:
         """End the conversation."""
@@ -201,6 +204,17 @@ class EchoClient:
         if text == self._ask_on:
             return await self._unless_interrupted(_ask(text))
         return text
+
+    async def _pause(self, seconds: float) -> None:
+        """Let time pass; an interrupt ends it. Takes no task, so that it costs next to nothing."""
+        timer = asyncio.get_running_loop().call_later(seconds, self._roused.set)
+        try:
+            await self._roused.wait()
+        finally:
+            timer.cancel()
+        if self._interrupted.is_set():
+            raise _Interrupted
+        self._roused.clear()
 
     async def _unless_interrupted(self, work: Awaitable[_T]) -> _T:
         task = asyncio.ensure_future(work)
