@@ -2,14 +2,15 @@
 
 Each setting is a Supervisor of its own, open as long as it is measured; settings take turns within
 a round. What a setting weighs is what the processes that its Supervisor started hold of their own
-(USS): helper, workers, and what their clients start.
+(USS): helper, workers, and what their clients start; a session that is shared is not charged with
+the pool's worker beside it.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -103,7 +104,7 @@ def _isolated(prompt: str, options: Mapping[str, Any], workers: int, seconds: fl
             answered += 1
         throughput = answered / (time.perf_counter() - started)
         loop = closed_loop(supervisor.submit, workers, seconds, prompt=prompt)
-        return Point(throughput, loop.latency_s, _started_mib())
+        return Point(throughput, loop.latency_s, _started_mib(but=()))
 
 
 def _shared(prompt: str, options: Mapping[str, Any], callers: int, seconds: float) -> Point:
@@ -112,12 +113,14 @@ def _shared(prompt: str, options: Mapping[str, Any], callers: int, seconds: floa
         check_text(session.query(prompt).result())
         # Who waits for N others needs time for N turns.
         loop = closed_loop(session.query, callers, seconds, prompt=prompt)
-        return Point(loop.throughput, loop.latency_s, _started_mib())
+        pool = [worker.pid for worker in supervisor.stats().workers]
+        return Point(loop.throughput, loop.latency_s, _started_mib(but=pool))
 
 
-def _started_mib() -> float:
-    """What all that was started holds of its own."""
-    return sum(map(own_mib, psutil.Process().children(recursive=True)))
+def _started_mib(*, but: Collection[int]) -> float:
+    """What all that was started holds of its own, but for those processes."""
+    started = psutil.Process().children(recursive=True)
+    return sum(own_mib(process) for process in started if process.pid not in but)
 
 
 def outcome(plan: Plan, points: Points, *, promised_ms: int | None = None) -> Outcome:

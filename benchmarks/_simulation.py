@@ -271,7 +271,7 @@ class SessionsSimulation(Simulation):
             self._go_on(broker, ())
 
     def _go_on(self, broker: Broker, actions: Iterable[Action]) -> None:
-        """What follows an event; what comes next begins before an answer brings the next question."""
+        """What follows an event: the next turn begins before an answer brings a question."""
         self._execute([*actions, *broker.decide(self.now)])
 
     def _index(self, number: int, lease: int) -> int:

@@ -1,4 +1,4 @@
-"""How far one Supervisor reaches, by its real decisions under a simulated clock, and by measurement.
+"""How far one Supervisor reaches: its real decisions under a simulated clock, and measurements.
 
 What a request costs in the supervising process and in its worker is measured as processor time,
 of a loop with 32 requests of a millisecond under way, to a pool and to shared sessions; what passes

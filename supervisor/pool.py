@@ -60,15 +60,21 @@ from soloist.supervisor.restart import RestartPolicy
 from soloist.supervisor.retry import Retries, Retry
 
 BATCH_S = 0.002
-"""Measured service time that may wait at a busy worker, so that it need not wait for us. Slow
-prompts never wait there: the next free worker takes them, in order."""
+"""Measured service time that may wait at a busy worker, so that it need not wait for us."""
+FORESEEN_S = 0.1
+"""Slower prompts wait there only one at a time, if they take no longer than this and about the same
+each: then the worker that ends first is known. All others go to the next free worker, in order."""
+STEADY = 1.25
+"""About the same: the slowest lately took at most so many times as long as the fastest."""
+LEAST_LEARNED = 8
+"""Measurements before anything is foreseen."""
 MAX_BATCH = 256
 """Most requests that wait at one worker."""
 MAX_BATCH_BYTES = 256 * 1024
 """Payload bytes after which no more requests are put into one message."""
 INSPECT_AFTER_S = 0.004
-"""How long a worker's first lease may go without news before its ledger is read and what waits
-behind it is taken back."""
+"""How long a worker's first lease may go without news, beyond what was foreseen, before its ledger
+is read and what waits behind it is taken back."""
 
 
 class Pool:
@@ -114,7 +120,10 @@ class Pool:
         self._spawn_at = math.inf  # when a start that has to wait may be tried again
         self._depth = 0  # how many may wait at a busy worker
         self._inspect_at = math.inf
+        self._learned = 0  # times that _learn was called
         self._service_s = 1.0  # moving estimate; quick to rise, slow to fall
+        self._fastest_s = 0.0  # the same, quick to fall and slow to rise
+        self._foreseen_s = 0.0  # what a prompt takes before it is late; 0 for unforeseeable
         self._tailed: dict[int, Worker] = {}  # more than one lease
         self._interrupting: dict[int, Worker] = {}
         self._spent: dict[int, Worker] = {}  # to be asked to exit
@@ -271,7 +280,7 @@ class Pool:
         """A worker's replies; one that is late or belongs to no running request is dropped."""
         worker = self.workers[number]
         actions: list[Action] = []
-        slowest_s = -1.0
+        slowest_s, fastest_s = -1.0, math.inf
         for outcome in outcomes:
             lease = outcome.lease
             if not worker.leases or worker.leases[0].lease != lease:
@@ -280,6 +289,7 @@ class Pool:
             worker.acked = worker.claimed = lease
             worker.answered += 1
             slowest_s = max(slowest_s, outcome.duration_s)
+            fastest_s = min(fastest_s, outcome.duration_s)
             if isinstance(outcome, Failure):
                 error, began = from_info(outcome.error), now - outcome.duration_s
                 actions += self._failed(request, error, began, now)
@@ -294,7 +304,7 @@ class Pool:
             worker.interrupt_by = None
             self._interrupting.pop(number, None)  # one that is killed need not be among them
         self._restart.succeeded()
-        self._learn(slowest_s)
+        self._learn(fastest_s, slowest_s)
         self._file(worker)
         return actions
 
@@ -367,7 +377,8 @@ class Pool:
 
         1. An idle worker: it runs there.
         2. No idle worker and fewer than ``size``: another worker is started; also for a roll.
-        3. Busy workers with room: it waits there, revocable, in equal shares.
+        3. Busy workers with room: it waits there, revocable, in equal shares; one that is foreseen
+           to wait for long is taken back as soon as a worker is idle.
         4. A worker with more than one lease has been silent for long: its ledger is read, and
            what waits behind the first lease is taken back.
         5. No worker is left and none may be started: everybody who waits is told.
@@ -381,6 +392,8 @@ class Pool:
             return first
         if not self._queued and not self._roll.is_active:
             self._spawn_at = math.inf
+            if self._foreseen_s and self._idle and self._tailed and (steal := self._steal(now)):
+                return steal
             return self._refuse(now) if self._retries.count else []
         runs: dict[int, list[Lease]] = {}
         limiter = self._limiter
@@ -492,8 +505,10 @@ class Pool:
         One that has been silent for long gets nothing: ``_inspect`` would take it back at once.
         """
         roomy = list(self._roomy.values())
+        if self._foreseen_s:
+            roomy.sort(key=_busy_since)  # who ends first is served first
         for left, worker in zip(range(len(roomy), 0, -1), roomy, strict=True):
-            if worker.head_since + INSPECT_AFTER_S <= now:
+            if self._silent_at(worker) <= now:
                 worker.inspected = worker.leases[0].lease
                 self._file(worker)
             elif share := -(-self._queued // left):
@@ -548,19 +563,37 @@ class Pool:
         actions: list[Action] = []
         self._inspect_at = math.inf
         for worker in list(self._tailed.values()):
-            if worker.head_since + INSPECT_AFTER_S <= now:
+            if self._silent_at(worker) <= now:
                 worker.inspected = worker.leases[0].lease
                 worker.head_since = now  # asked once; if it moves on meanwhile, again later
                 actions += [Inspect(worker.number), Revoke(worker.number)]
             self._file(worker)
         return actions
 
-    def _learn(self, duration_s: float) -> None:
-        """Take a measured service time into the estimate that sets the depth."""
-        estimate = self._service_s
-        estimate += (duration_s - estimate) * (1.0 if duration_s > estimate else 0.1)
-        self._service_s = estimate
-        depth = min(MAX_BATCH, int(BATCH_S / (estimate + 1e-6)))
+    def _steal(self, now: float) -> list[Action]:
+        """Take back, for a worker that is idle, what is foreseen to wait longest elsewhere."""
+        worker = max(self._tailed.values(), key=_busy_since)
+        has_begun = worker.leases[-1].lease <= worker.claimed
+        if has_begun or self._silent_at(worker) - now < 2 * INSPECT_AFTER_S:
+            return []
+        return [Revoke(worker.number)]
+
+    def _silent_at(self, worker: Worker) -> float:
+        """From when on a busy worker's first lease takes long without news."""
+        return worker.head_since + self._foreseen_s + INSPECT_AFTER_S
+
+    def _learn(self, fastest_s: float, slowest_s: float) -> None:
+        """Take measured service times into the estimates that set the depth."""
+        self._learned += 1
+        slow, fast, weight = self._service_s, self._fastest_s, max(0.1, 1 / self._learned)
+        slow += (slowest_s - slow) * (1.0 if slowest_s > slow else weight)
+        fast += (fastest_s - fast) * (1.0 if fastest_s < fast else weight)
+        self._service_s, self._fastest_s = slow, fast
+        depth = min(MAX_BATCH, int(BATCH_S / (slow + 1e-6)))
+        is_steady = self._learned >= LEAST_LEARNED and slow <= STEADY * fast
+        is_foreseeable = not depth and slow <= FORESEEN_S and is_steady
+        self._foreseen_s = slow if is_foreseeable else 0.0
+        depth = depth or int(is_foreseeable)
         if depth != self._depth:
             self._depth = depth
             for worker in self.workers.values():
@@ -640,7 +673,7 @@ class Pool:
                 self._roomy[number] = worker
         if len(worker.leases) > 1:
             self._tailed[number] = worker
-            self._inspect_at = min(self._inspect_at, worker.head_since + INSPECT_AFTER_S)
+            self._inspect_at = min(self._inspect_at, self._silent_at(worker))
 
     def _forget(self, worker: Worker) -> None:
         del self.workers[worker.number]
@@ -711,6 +744,10 @@ class Pool:
             waiting.append(queue.popleft())
         waiting.sort(key=lambda request: request.order)
         queue.extendleft(reversed(waiting))
+
+
+def _busy_since(worker: Worker) -> float:
+    return worker.head_since
 
 
 _SERVING = frozenset({WorkerState.READY, WorkerState.RETIRING})

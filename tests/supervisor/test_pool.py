@@ -45,7 +45,15 @@ from soloist.supervisor.crew import (
     Spawn,
     Stop,
 )
-from soloist.supervisor.pool import INSPECT_AFTER_S, MAX_BATCH, MAX_BATCH_BYTES, Pool
+from soloist.supervisor.pool import (
+    FORESEEN_S,
+    INSPECT_AFTER_S,
+    LEAST_LEARNED,
+    MAX_BATCH,
+    MAX_BATCH_BYTES,
+    STEADY,
+    Pool,
+)
 from soloist.supervisor.rate import Limiter, RateLimit
 from soloist.supervisor.recycle import RecyclePolicy
 from soloist.supervisor.request import Request
@@ -683,6 +691,138 @@ class TestSilence:
         for _ in range(50):
             worker.say(*worker.ledger)
         assert world.pool._service_s == before
+
+
+STEADY_S = 0.05
+
+
+def steady_world(*durations, size=2):
+    """Idle workers, and prompts that took so long; as many as are needed for a forecast."""
+    world = World(size=size)
+    world.up(size)
+    for _, duration_s in zip(range(LEAST_LEARNED), itertools.cycle(durations), strict=False):
+        world.submit()
+        world.decide()
+        next(w for w in world.workers.values() if w.pipe).answer(duration_s)
+    world.decide()
+    return world
+
+
+def both_busy(world):
+    """Give both workers a prompt, the second one 20 ms later; the workers, earlier first."""
+    busy = []
+    for _ in range(2):
+        (request,) = world.submit()
+        world.decide()
+        busy.append(world.workers[request.worker])
+        busy[-1].claim()
+        world.tick(0.02)
+    return busy
+
+
+class TestForecast:
+    """Prompts that all take about the same: one may wait where its turn comes first."""
+
+    def test_one_waits_at_each_worker_and_no_more(self):
+        world = steady_world(STEADY_S)
+        both_busy(world)
+        world.submit(4)
+        assert sent(world.decide()) == {0: 1, 1: 1}
+        assert world.pool.queued == 2
+
+    def test_the_worker_that_ends_first_is_the_first_to_have_one(self):
+        world = steady_world(STEADY_S)
+        early, _ = both_busy(world)
+        world.pool._file(world.pool.workers[early.number])  # as when it was looked at meanwhile
+        world.submit()
+        assert sent(world.decide()) == {early.number: 1}
+
+    def test_it_begins_as_soon_as_the_turn_before_it_ends(self):
+        world = steady_world(STEADY_S)
+        early, _ = both_busy(world)
+        (waiting,) = world.submit()
+        world.decide()
+        early.finish(STEADY_S)
+        assert early.claim() == waiting.lease  # before anybody has heard of the answer
+
+    @pytest.mark.parametrize(
+        "durations",
+        [(STEADY_S, STEADY_S * STEADY * 1.2), (FORESEEN_S * 1.01,), (STEADY_S, 0.001), (1.0,)],
+    )
+    def test_nothing_waits_where_the_end_cannot_be_foretold(self, durations):
+        world = steady_world(*durations)
+        both_busy(world)
+        world.submit(4)
+        assert sent(world.decide()) == {}
+
+    def test_nor_after_too_few_measurements(self):
+        world = World(size=1)
+        world.up(1)
+        for _ in range(LEAST_LEARNED - 1):
+            world.submit()
+            world.decide()
+            world.workers[0].answer(STEADY_S)
+        world.submit(2)
+        assert sent(world.decide()) == {0: 1}
+
+    def test_behind_one_that_takes_longer_than_foreseen_it_waits_no_longer(self):
+        world = steady_world(STEADY_S)
+        early, late = both_busy(world)
+        (waiting,) = world.submit()
+        world.decide()
+        assert waiting.worker == early.number
+        world.now += 0.007
+        late.answer(STEADY_S)
+        assert world.decide() == []  # 3 ms are left: to wait is to be served
+        actions = world.tick(0.003 + INSPECT_AFTER_S)
+        assert kinds(actions) == ["Inspect", "Revoke", "Dispatch"]
+        assert waiting.worker == late.number
+
+    def test_an_idle_worker_takes_it_over_from_one_that_has_just_begun(self):
+        world = steady_world(STEADY_S)
+        early, late = both_busy(world)
+        first, second = world.submit(2)
+        world.decide()
+        early.answer(0.001)  # quicker than foreseen
+        assert early.claim() == first.lease
+        early.finish(0.001)
+        actions = early.deliver() and world.decide()
+        assert actions[0] == Revoke(late.number)
+        assert (second.worker, second.attempts) == (early.number, 1)
+
+    def test_one_that_has_begun_is_not_asked_for(self):
+        world = steady_world(STEADY_S)
+        early, late = both_busy(world)
+        world.submit(2)
+        world.decide()
+        late.finish(STEADY_S)
+        late.claim()  # its tail: nobody has heard of it yet
+        early.answer(STEADY_S)
+        early.answer(STEADY_S)
+        world.decide()
+        before = len(world.log)
+        assert world.decide() == []
+        assert len(world.log) == before
+
+    def test_cancelled_there_it_never_ran(self):
+        world = steady_world(STEADY_S)
+        both_busy(world)
+        (waiting,) = world.submit()
+        world.decide()
+        world.cancel(waiting)
+        assert world.outcome(waiting).started is False
+        assert waiting not in world.begun
+
+    def test_with_its_worker_dead_it_runs_elsewhere(self):
+        world = steady_world(STEADY_S)
+        early, late = both_busy(world)
+        (waiting,) = world.submit()
+        world.decide()
+        early.die()
+        late.answer(STEADY_S)
+        world.decide()
+        late.answer(STEADY_S)
+        assert world.outcome(waiting).text == f"answer {waiting.index}"
 
 
 class TestCancel:
@@ -1690,8 +1830,7 @@ class TestRateLimit:
     def test_however_quick_they_are_nothing_waits_at_a_worker(self):
         world = World(size=1, limit=RateLimit(1000, burst=50))
         world.up(1)
-        world.pool._service_s = FAST_S
-        world.pool._learn(FAST_S)
+        world.pool._learn(FAST_S, FAST_S)
         assert world.pool._depth > 16
         requests = world.submit(10)
         assert sent(world.decide()) == {0: 1}
@@ -2549,22 +2688,22 @@ class PoolWalk(RuleBasedStateMachine):
 
     @initialize(
         size=st.integers(1, 3),
-        quick=st.booleans(),
+        pace_s=st.sampled_from([None, 4e-4, STEADY_S]),
         sync=st.booleans(),
         limit=st.sampled_from([None, None, RateLimit(20.0, burst=3), RateLimit(300.0)]),
         retry=st.sampled_from([None, *RETRIES]),
         most=st.sampled_from([None, None, 1, 2, 5, 20]),
         chance=st.sampled_from([0.0, 0.6, 1.0]),
     )
-    def begin(self, size, quick, sync, limit, retry, most, chance):
+    def begin(self, size, pace_s, sync, limit, retry, most, chance):
         recycle = RecyclePolicy(max_requests=most, max_memory_bytes=1000, jitter=lambda: chance)
         self.most = math.inf if most is None else most
         self.world = World(size=size, max_restarts=8, limit=limit, retry=retry, recycle=recycle)
         self.is_interruptible = not sync
-        if quick:
+        if pace_s is not None:
             self.world.up(size, is_interruptible=self.is_interruptible)
-            self.world.pool._service_s = 4e-4
-            self.world.pool._learn(4e-4)  # by hand: hundreds of quick answers take too long
+            for _ in range(LEAST_LEARNED):  # by hand, for it may come to nothing soon
+                self.world.pool._learn(pace_s, pace_s)
         self.seen = len(self.world.log)
 
     # -- the environment ---------------------------------------------------------------------
