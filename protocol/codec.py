@@ -52,6 +52,8 @@ _TEXT_KEYS = frozenset({str})
 _SMALL = 60
 """Containers, and children of each, that are few enough to be looked at the quick way."""
 _SMALL_BYTES = 64 * 1024
+_SHORT_MAPS = range(0x80, 0x90)
+"""First bytes of a map of fewer than 16 keys, by their number."""
 _TOO_MUCH = range(_SMALL + 1)
 _SENDABLE = (str, int, float, bytes, bytearray)
 
@@ -140,8 +142,18 @@ def decode_batch(data: bytes) -> list[m.WireMessage]:
 
 def join(encoded: list[bytes]) -> bytes:
     """Put encoded values together into one encoded array, without decoding them."""
-    header: bytes = msgpack.Packer().pack_array_header(len(encoded))
+    count = len(encoded)
+    header = _HEADERS[count] if count < len(_HEADERS) else _array_header(count)
     return header + b"".join(encoded)
+
+
+def _array_header(count: int) -> bytes:
+    header: bytes = msgpack.Packer().pack_array_header(count)
+    return header
+
+
+_HEADERS = tuple(map(_array_header, range(16)))
+"""Nearly all that are needed; a packer takes its time to make."""
 
 
 def _message(values: Any) -> m.WireMessage:
@@ -267,6 +279,23 @@ def decode_value(data: bytes, max_depth: int = MAX_DEPTH) -> Any:
     value = _unpack(data, use_list=True, object_pairs_hook=_distinct)
     _check_received([value], max_depth + 1)
     return value
+
+
+def decode_flat(data: bytes) -> dict[str, Any] | None:
+    """Rebuild a short map of nothing but text, numbers and the like, as most requests are.
+
+    ``None`` for anything else, which may be in order: ``decode_value`` says.
+
+    Raises:
+        RemoteProtocolError: not msgpack; the peer's fault.
+    """
+    if not data or data[0] not in _SHORT_MAPS or len(data) > _SMALL_BYTES:
+        return None
+    value = _unpack(data, use_list=True)
+    # With as many keys as were announced, none stood there twice.
+    if len(value) != data[0] - _SHORT_MAPS[0] or not _TEXT_KEYS.issuperset(map(type, value)):
+        return None
+    return value if _SCALARS.issuperset(map(type, value.values())) else None
 
 
 def decode_maps(data: bytes) -> list[Map]:

@@ -11,8 +11,8 @@ dispatch takes a token and nothing is sent to wait at a busy worker; amid a paus
 dispatched and nothing waits at any worker.
 
 The module is long because every event and the one decision read and write the same collections;
-what has a state of its own stands elsewhere (``crew``, ``deadlines``, ``rate``, ``recycle``,
-``restart``, ``retry``).
+what has a state of its own stands elsewhere (``crew``, ``deadlines``, ``forecast``, ``rate``,
+``recycle``, ``restart``, ``retry``).
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ from soloist.supervisor.crew import (
     lost_with,
 )
 from soloist.supervisor.deadlines import Deadlines
+from soloist.supervisor.forecast import Forecast
 from soloist.supervisor.rate import Limiter
 from soloist.supervisor.recycle import RecyclePolicy, Roll
 from soloist.supervisor.request import Outcome, Request
@@ -60,20 +61,15 @@ from soloist.supervisor.restart import RestartPolicy
 from soloist.supervisor.retry import Retries, Retry
 
 BATCH_S = 0.002
-"""Measured service time that may wait at a busy worker, so that it need not wait for us."""
-FORESEEN_S = 0.1
-"""Slower prompts wait there only one at a time, if they take no longer than this and about the same
-each: then the worker that ends first is known. All others go to the next free worker, in order."""
-STEADY = 1.25
-"""About the same: the slowest lately took at most so many times as long as the fastest."""
-LEAST_LEARNED = 8
-"""Measurements before anything is foreseen."""
+"""Measured service time that may wait at a busy worker, so that it need not wait for us. Of slower
+prompts one may wait there if it is foretold when its turn comes; else none does: the next free
+worker takes them, in order."""
 MAX_BATCH = 256
 """Most requests that wait at one worker."""
 MAX_BATCH_BYTES = 256 * 1024
 """Payload bytes after which no more requests are put into one message."""
 INSPECT_AFTER_S = 0.004
-"""How long a worker's first lease may go without news, beyond what was foreseen, before its ledger
+"""How long a worker's first lease may go without news, beyond what was foretold, before its ledger
 is read and what waits behind it is taken back."""
 
 
@@ -120,10 +116,9 @@ class Pool:
         self._spawn_at = math.inf  # when a start that has to wait may be tried again
         self._depth = 0  # how many may wait at a busy worker
         self._inspect_at = math.inf
-        self._learned = 0  # times that _learn was called
         self._service_s = 1.0  # moving estimate; quick to rise, slow to fall
-        self._fastest_s = 0.0  # the same, quick to fall and slow to rise
-        self._foreseen_s = 0.0  # what a prompt takes before it is late; 0 for unforeseeable
+        self._forecast = Forecast()
+        self._foreseen_s = 0.0  # what a prompt takes before it is late; 0 for none is foretold
         self._tailed: dict[int, Worker] = {}  # more than one lease
         self._interrupting: dict[int, Worker] = {}
         self._spent: dict[int, Worker] = {}  # to be asked to exit
@@ -280,7 +275,8 @@ class Pool:
         """A worker's replies; one that is late or belongs to no running request is dropped."""
         worker = self.workers[number]
         actions: list[Action] = []
-        slowest_s, fastest_s = -1.0, math.inf
+        slowest_s = -1.0
+        before = worker.answered
         for outcome in outcomes:
             lease = outcome.lease
             if not worker.leases or worker.leases[0].lease != lease:
@@ -289,7 +285,6 @@ class Pool:
             worker.acked = worker.claimed = lease
             worker.answered += 1
             slowest_s = max(slowest_s, outcome.duration_s)
-            fastest_s = min(fastest_s, outcome.duration_s)
             if isinstance(outcome, Failure):
                 error, began = from_info(outcome.error), now - outcome.duration_s
                 actions += self._failed(request, error, began, now)
@@ -299,12 +294,13 @@ class Pool:
                 actions.append(self._fail(request, drained(request)))
         if slowest_s < 0:
             return []
+        self._foretell(worker, worker.answered - before, now)
         worker.head_since = worker.busy_since = now
         if worker.interrupt_by is not None and worker.acked >= worker.interrupted:
             worker.interrupt_by = None
             self._interrupting.pop(number, None)  # one that is killed need not be among them
         self._restart.succeeded()
-        self._learn(fastest_s, slowest_s)
+        self._learn(slowest_s)
         self._file(worker)
         return actions
 
@@ -377,7 +373,7 @@ class Pool:
 
         1. An idle worker: it runs there.
         2. No idle worker and fewer than ``size``: another worker is started; also for a roll.
-        3. Busy workers with room: it waits there, revocable, in equal shares; one that is foreseen
+        3. Busy workers with room: it waits there, revocable, in equal shares; one that is foretold
            to wait for long is taken back as soon as a worker is idle.
         4. A worker with more than one lease has been silent for long: its ledger is read, and
            what waits behind the first lease is taken back.
@@ -571,29 +567,30 @@ class Pool:
         return actions
 
     def _steal(self, now: float) -> list[Action]:
-        """Take back, for a worker that is idle, what is foreseen to wait longest elsewhere."""
+        """Take back, for a worker that is idle, what is foretold to wait longest elsewhere."""
         worker = max(self._tailed.values(), key=_busy_since)
         has_begun = worker.leases[-1].lease <= worker.claimed
         if has_begun or self._silent_at(worker) - now < 2 * INSPECT_AFTER_S:
             return []
         return [Revoke(worker.number)]
 
+    def _foretell(self, worker: Worker, count: int, now: float) -> None:
+        """Learn from so many answers, if it is known when the first one began."""
+        if count == 1 and worker.inspected != worker.acked:
+            self._forecast.learn(now - worker.head_since)
+
     def _silent_at(self, worker: Worker) -> float:
         """From when on a busy worker's first lease takes long without news."""
         return worker.head_since + self._foreseen_s + INSPECT_AFTER_S
 
-    def _learn(self, fastest_s: float, slowest_s: float) -> None:
-        """Take measured service times into the estimates that set the depth."""
-        self._learned += 1
-        slow, fast, weight = self._service_s, self._fastest_s, max(0.1, 1 / self._learned)
-        slow += (slowest_s - slow) * (1.0 if slowest_s > slow else weight)
-        fast += (fastest_s - fast) * (1.0 if fastest_s < fast else weight)
-        self._service_s, self._fastest_s = slow, fast
-        depth = min(MAX_BATCH, int(BATCH_S / (slow + 1e-6)))
-        is_steady = self._learned >= LEAST_LEARNED and slow <= STEADY * fast
-        is_foreseeable = not depth and slow <= FORESEEN_S and is_steady
-        self._foreseen_s = slow if is_foreseeable else 0.0
-        depth = depth or int(is_foreseeable)
+    def _learn(self, duration_s: float) -> None:
+        """Take a measured service time into the estimate that sets the depth."""
+        estimate = self._service_s
+        estimate += (duration_s - estimate) * (1.0 if duration_s > estimate else 0.1)
+        self._service_s = estimate
+        depth = min(MAX_BATCH, int(BATCH_S / (estimate + 1e-6)))
+        self._foreseen_s = 0.0 if depth else self._forecast.seconds
+        depth = depth or int(self._foreseen_s > 0)
         if depth != self._depth:
             self._depth = depth
             for worker in self.workers.values():

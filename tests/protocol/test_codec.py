@@ -553,6 +553,55 @@ class TestValues:
         codec.decode_value(encoded)
 
 
+class TestFlatMaps:
+    """The quick way may only give what the thorough one would; what it is unsure of goes there."""
+
+    @pytest.mark.parametrize(
+        "value", [{}, {"a": None}, {"v": 1, "type": "QUERY", "id": b"x" * 16, "prompt": "hi"}]
+    )
+    def test_of_few_plain_values_are_taken(self, value):
+        assert codec.decode_flat(codec.encode_value(value)) == value
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            b"",
+            pack([]),
+            pack("text"),
+            pack({"a": []}),
+            pack({"a": {}}),
+            pack({b"a": 1}),
+            pack({"a": msgpack.ExtType(5, b"")}),
+            pack({"a": msgpack.Timestamp(1, 2)}),
+            pack(dict.fromkeys(map(str, range(16)))),
+            pack({"a": "x" * 64 * 1024}),
+            b"\x82\xa1a\x01\xa1a\x02",  # a key that stands there twice
+        ],
+        ids=[
+            "nothing", "array", "text", "list in it", "map in it", "key of bytes", "extension",
+            "timestamp", "many", "long", "twice",
+        ],
+    )  # fmt: skip
+    def test_of_anything_else_are_not(self, data):
+        assert codec.decode_flat(data) is None
+
+    @given(strategies.maps | strategies.maps.map(lambda value: dict(list(value.items())[:3])))
+    def test_are_what_the_thorough_way_gives(self, value):
+        data = codec.encode_map(value)
+        assert codec.decode_flat(data) in (None, codec.decode_value(data))
+
+    @given(strategies.garbage | st.binary(max_size=40).map(lambda rest: b"\x81" + rest))
+    def test_of_garbage_are_the_peers_fault_or_what_the_thorough_way_gives(self, data):
+        try:
+            value = codec.decode_flat(data)
+        except RemoteProtocolError:
+            with pytest.raises(RemoteProtocolError):
+                codec.decode_value(data)
+            return
+        if value is not None:
+            assert msgpack.packb(value) == msgpack.packb(codec.decode_value(data))
+
+
 class TestTheQuickLookAtSmallMessages:
     """It may only say yes where the thorough check would; what it is unsure of goes there."""
 

@@ -45,15 +45,8 @@ from soloist.supervisor.crew import (
     Spawn,
     Stop,
 )
-from soloist.supervisor.pool import (
-    FORESEEN_S,
-    INSPECT_AFTER_S,
-    LEAST_LEARNED,
-    MAX_BATCH,
-    MAX_BATCH_BYTES,
-    STEADY,
-    Pool,
-)
+from soloist.supervisor.forecast import FORESEEN_S, LEAST_LEARNED, STEADY
+from soloist.supervisor.pool import INSPECT_AFTER_S, MAX_BATCH, MAX_BATCH_BYTES, Pool
 from soloist.supervisor.rate import Limiter, RateLimit
 from soloist.supervisor.recycle import RecyclePolicy
 from soloist.supervisor.request import Request
@@ -703,20 +696,21 @@ def steady_world(*durations, size=2):
     for _, duration_s in zip(range(LEAST_LEARNED), itertools.cycle(durations), strict=False):
         world.submit()
         world.decide()
+        world.now += duration_s
         next(w for w in world.workers.values() if w.pipe).answer(duration_s)
     world.decide()
     return world
 
 
-def both_busy(world):
-    """Give both workers a prompt, the second one 20 ms later; the workers, earlier first."""
+def both_busy(world, apart_s=0.02):
+    """Give both workers a prompt, one after the other, and wait as long; the earlier first."""
     busy = []
     for _ in range(2):
         (request,) = world.submit()
         world.decide()
         busy.append(world.workers[request.worker])
         busy[-1].claim()
-        world.tick(0.02)
+        world.tick(apart_s)
     return busy
 
 
@@ -761,48 +755,78 @@ class TestForecast:
         for _ in range(LEAST_LEARNED - 1):
             world.submit()
             world.decide()
+            world.now += STEADY_S
             world.workers[0].answer(STEADY_S)
         world.submit(2)
         assert sent(world.decide()) == {0: 1}
 
-    def test_behind_one_that_takes_longer_than_foreseen_it_waits_no_longer(self):
+    def test_nor_where_the_client_takes_its_time_between_prompts(self):
+        """Its turns are all the same, but it connects anew for each, and that takes long."""
+        world = World(size=1)
+        world.up(1)
+        for _ in range(2 * LEAST_LEARNED):
+            world.submit()
+            world.decide()
+            world.now += FORESEEN_S + STEADY_S
+            world.workers[0].answer(STEADY_S)
+        world.submit(2)
+        assert sent(world.decide()) == {0: 1}
+
+    def test_behind_one_that_takes_longer_than_foretold_it_waits_no_longer(self):
         world = steady_world(STEADY_S)
         early, late = both_busy(world)
         (waiting,) = world.submit()
         world.decide()
         assert waiting.worker == early.number
-        world.now += 0.007
-        late.answer(STEADY_S)
-        assert world.decide() == []  # 3 ms are left: to wait is to be served
-        actions = world.tick(0.003 + INSPECT_AFTER_S)
-        assert kinds(actions) == ["Inspect", "Revoke", "Dispatch"]
+        assert world.tick(0.01) == []
+        assert kinds(world.tick(INSPECT_AFTER_S)) == ["Inspect", "Revoke", "Dispatch"]
         assert waiting.worker == late.number
 
-    def test_an_idle_worker_takes_it_over_from_one_that_has_just_begun(self):
+    def test_a_forecast_that_comes_to_nothing_is_taken_back(self):
+        world = steady_world(STEADY_S)
+        _, late = both_busy(world)
+        first, second = world.submit(2)
+        world.decide()
+        late.answer(0.001)
+        late.answer(0.001)
+        world.decide()
+        assert first.worker == late.number
+        assert second in world.outcomes
+
+    def test_an_idle_worker_takes_over_what_would_wait_for_long(self):
         world = steady_world(STEADY_S)
         early, late = both_busy(world)
         first, second = world.submit(2)
         world.decide()
-        early.answer(0.001)  # quicker than foreseen
-        assert early.claim() == first.lease
-        early.finish(0.001)
-        actions = early.deliver() and world.decide()
+        world.cancel(first)
+        world.now += 0.01
+        early.answer(STEADY_S)
+        actions = world.decide()
         assert actions[0] == Revoke(late.number)
         assert (second.worker, second.attempts) == (early.number, 1)
 
-    def test_one_that_has_begun_is_not_asked_for(self):
+    def test_and_not_what_is_about_to_begin(self):
+        world = steady_world(STEADY_S)
+        early, _ = both_busy(world, apart_s=0.002)
+        first, _ = world.submit(2)
+        world.decide()
+        world.cancel(first)
+        world.now += STEADY_S - 0.004
+        early.answer(STEADY_S)
+        assert world.decide() == []
+
+    def test_what_has_begun_is_asked_for_once(self):
         world = steady_world(STEADY_S)
         early, late = both_busy(world)
-        world.submit(2)
+        first, _ = world.submit(2)
         world.decide()
+        world.cancel(first)
         late.finish(STEADY_S)
-        late.claim()  # its tail: nobody has heard of it yet
+        late.claim()  # its second: nobody has heard of it yet
+        world.now += 0.01
         early.answer(STEADY_S)
-        early.answer(STEADY_S)
-        world.decide()
-        before = len(world.log)
+        assert world.decide() == [Revoke(late.number)]
         assert world.decide() == []
-        assert len(world.log) == before
 
     def test_cancelled_there_it_never_ran(self):
         world = steady_world(STEADY_S)
@@ -1830,7 +1854,8 @@ class TestRateLimit:
     def test_however_quick_they_are_nothing_waits_at_a_worker(self):
         world = World(size=1, limit=RateLimit(1000, burst=50))
         world.up(1)
-        world.pool._learn(FAST_S, FAST_S)
+        world.pool._service_s = FAST_S
+        world.pool._learn(FAST_S)
         assert world.pool._depth > 16
         requests = world.submit(10)
         assert sent(world.decide()) == {0: 1}
@@ -2702,8 +2727,11 @@ class PoolWalk(RuleBasedStateMachine):
         self.is_interruptible = not sync
         if pace_s is not None:
             self.world.up(size, is_interruptible=self.is_interruptible)
-            for _ in range(LEAST_LEARNED):  # by hand, for it may come to nothing soon
-                self.world.pool._learn(pace_s, pace_s)
+            # By hand: hundreds of quick answers take too long.
+            for _ in range(LEAST_LEARNED):
+                self.world.pool._forecast.learn(pace_s)
+            self.world.pool._service_s = pace_s
+            self.world.pool._learn(pace_s)
         self.seen = len(self.world.log)
 
     # -- the environment ---------------------------------------------------------------------
