@@ -22,6 +22,8 @@ from benchmarks._suite import Figure, Outcome, Ratio
 from soloist import Supervisor
 
 SESSION = "shared"
+_LEAST_EACH = 4
+"""Prompts for each worker, at least."""
 _LATENCY = "{}, latency"
 
 
@@ -93,18 +95,27 @@ def _isolated(prompt: str, options: Mapping[str, Any], workers: int, seconds: fl
 
         def prompts() -> Iterator[str]:
             for i in count():
-                if time.perf_counter() >= until and i >= 2 * workers:
+                if time.perf_counter() >= until and i >= _LEAST_EACH * workers:
                     return
                 yield prompt
 
-        answered = 0
-        started = time.perf_counter()
+        times: list[float] = []
         for result in supervisor.imap_unordered(prompts()):
             check_text(result)
-            answered += 1
-        throughput = answered / (time.perf_counter() - started)
+            times.append(time.perf_counter())
+        throughput = _steady(times, workers)
         loop = closed_loop(supervisor.submit, workers, seconds, prompt=prompt)
         return Point(throughput, loop.latency_s, _started_mib(but=()))
+
+
+def _steady(times: Sequence[float], workers: int) -> float:
+    """Answers a second without the first and the last of each worker, when not all are busy.
+
+    They may come in waves, of an answer of each: whole waves are counted.
+    """
+    waves = len(times) // workers - 2
+    first = workers - 1
+    return waves * workers / (times[first + waves * workers] - times[first])
 
 
 def _shared(prompt: str, options: Mapping[str, Any], callers: int, seconds: float) -> Point:

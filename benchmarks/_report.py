@@ -1,10 +1,12 @@
 """A report of one run: a page with tables, and plots beside it.
 
-What varies with N is drawn as lines, one plot for each other setting; everything else as bars.
+What varies with N is drawn as lines, one plot for each other setting; everything else as bars. One
+point is no plot.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,11 +93,17 @@ def _plots(name: str, figures: Sequence[Figure], folder: Path) -> Iterator[tuple
         others = {k: v for k, v in figure.setting.items() if k != _SIZES}
         key = (setting(Figure("", "", (), others)), figure.unit)
         groups.setdefault(key, []).append(figure)
-    for count, ((where, unit), group) in enumerate(groups.items(), 1):
-        title = f"{name}: {unit}" + (f", {where}" if where else "")
-        file = f"{name}-{count}.svg"
-        _draw(title, unit, group, folder / file)
-        yield title, file
+    for (where, unit), group in groups.items():
+        if len({figure.setting.get(_SIZES, figure.name) for figure in group}) > 1:
+            title = f"{name}: {unit}" + (f", {where}" if where else "")
+            file = f"{_slug(title)}.svg"
+            _draw(title, unit, group, folder / file)
+            yield title, file
+
+
+def _slug(title: str) -> str:
+    """A file's name that stays the same from run to run."""
+    return re.sub(r"[^a-z0-9_]+", "-", title.lower().replace("/s", "per second")).strip("-")
 
 
 def _draw(title: str, unit: str, figures: Sequence[Figure], file: Path) -> None:

@@ -2,10 +2,10 @@
 
 The client is ``echo`` with a service time. *Isolated*: a Supervisor of N workers. *Shared*: one
 session with N callers; it serves one at a time, whatever N is. Throughput: as many requests as are
-answered in the time given, of ``imap_unordered`` with a window of 2 N (isolated), and of N requests
-under way (shared). Latency: the median time from a request to its answer with N under way, so that
-nobody waits for a worker but those who share one. Memory: what the processes that were started hold
-of their own (USS).
+answered in the time given, of ``imap_unordered`` with a window of 2 N (isolated; without the first
+and the last answer of each worker), and of N requests under way (shared). Latency: the median time
+from a request to its answer with N under way, so that nobody waits for a worker but those who share
+one. Memory: what the processes that were started hold of their own (USS).
 
 The ideal is N / service time for isolated workers and 1 / service time for a session; with no
 service time there is none. *Answers gained / memory paid*: how many times the answers of the shared
