@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple
 
-from soloist.protocol.messages import Answer
+from soloist.protocol.messages import Answer, Run
 from soloist.supervisor.broker import Broker
 from soloist.supervisor.crew import Action, Dispatch, Revoke, Settle, Spawn
 from soloist.supervisor.pool import Pool
@@ -161,6 +161,7 @@ class Simulation(abc.ABC):
                     self.answered.append(self.now)
                     self._send_next(request.sink)
                 case Dispatch(number, run):
+                    assert isinstance(run, Run), "chunks are not simulated"
                     leases = [lease.number for lease in run.leases]
                     given = [
                         (lease, self._service_s(self._index(number, lease))) for lease in leases

@@ -38,6 +38,9 @@ MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
 MAX_DEPTH = 64
 """Deepest nesting of lists and maps in anything that crosses the wire."""
 
+DURATION_BYTES = 8
+"""Of each duration in an ``Answers``."""
+
 Prompt: TypeAlias = str | list[Map]
 """A prompt: text, or a list of content blocks as the Messages API has them."""
 
@@ -101,6 +104,8 @@ _SHAPES: tuple[tuple[type[m.WireMessage], _Shape], ...] = (
     (m.Refused, _Shape(_INT, _ARRAY)),
     (m.Ping, _Shape()),
     (m.Pong, _Shape()),
+    (m.Chunk, _Shape(_INT, _ARRAY, _INT)),
+    (m.Answers, _Shape(_INT, _BYTES, _ARRAY)),
 )
 _TAGS: dict[type[m.WireMessage], int] = {cls: tag for tag, (cls, _) in enumerate(_SHAPES)}
 _LEASE = _Shape(_INT, _BYTES, _BOOL)
@@ -145,6 +150,41 @@ def join(encoded: list[bytes]) -> bytes:
     count = len(encoded)
     header = _HEADERS[count] if count < len(_HEADERS) else _array_header(count)
     return header + b"".join(encoded)
+
+
+def encode_answers(lease: int, durations: bytes, texts: bytes) -> bytes:
+    """Give the bytes of an ``Answers`` whose texts are already encoded, one after the other."""
+    message = (_TAGS[m.Answers], lease, durations)
+    count = len(durations) // DURATION_BYTES
+    fields = b"".join(map(msgpack.packb, message))
+    return _HEADERS[len(message) + 1] + fields + _array_header(count) + texts
+
+
+def decode_texts(data: bytes, count: int) -> tuple[str, ...]:
+    """Rebuild so many texts that were encoded one after the other; what follows is ignored.
+
+    Raises:
+        RemoteProtocolError: that is not what it is; the peer's fault.
+    """
+    unpacker = msgpack.Unpacker(max_buffer_size=0)
+    unpacker.feed(data)
+    try:
+        texts = tuple(itertools.islice(unpacker, count))
+    except (ValueError, msgpack.UnpackException) as error:
+        raise RemoteProtocolError(f"not texts: {type(error).__name__} {error}") from error
+    if len(texts) != count:
+        raise RemoteProtocolError(f"{len(texts)} texts, not {count}")
+    return texts
+
+
+def size_of_texts(values: Collection[object]) -> int | None:
+    """How many bytes these have as UTF-8; ``None`` if one is no text that can be sent."""
+    if not _TEXT_KEYS.issuperset(map(type, values)):
+        return None
+    try:
+        return len("".join(cast("Collection[str]", values)).encode())
+    except UnicodeEncodeError:
+        return None
 
 
 def _array_header(count: int) -> bytes:
@@ -439,9 +479,20 @@ def _decode_records(cls: type[m.WireMessage], fields: list[Any]) -> None:
     """Put the records that a message holds in the place of their arrays."""
     if cls is m.Run:
         fields[0] = tuple([_record(m.Lease, lease, _LEASE) for lease in fields[0]])
+    elif cls is m.Chunk:
+        _check_texts(fields[1])
+    elif cls is m.Answers:
+        _check_texts(fields[2])
+        if len(fields[1]) != DURATION_BYTES * len(fields[2]):
+            raise RemoteProtocolError("Answers have a duration for each text")
     else:
         fields[-1] = _record(ErrorInfo, fields[-1], _ERROR)
         _check_received(fields[-1].details)
+
+
+def _check_texts(values: tuple[Any, ...]) -> None:
+    if not _TEXT_KEYS.issuperset(map(type, values)):
+        raise RemoteProtocolError("a chunk is made of texts")
 
 
 def _record(cls: type[_T], values: Any, shape: _Shape) -> _T:

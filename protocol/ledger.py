@@ -1,10 +1,12 @@
 """Layout of a worker's ledger: finished outcomes that survive the worker's death.
 
-A worker appends each outcome to a file that it shares with the supervisor before it counts as
-finished. The file is a run of records from offset 0; each append also writes a zero header
-(:data:`END`) behind itself, and a worker whose outcomes are acknowledged starts again at offset
-0. Pure: bytes in, bytes out; :mod:`soloist.worker.ledger` writes and
-:mod:`soloist.supervisor.ledger` reads.
+A worker puts each outcome into a file that it shares with the supervisor before it counts as
+finished. The file begins with two *pages*, each for the answers of one chunk; a run of *records*
+follows at :data:`RECORDS_AT`, for everything else. Pure: bytes in, bytes out;
+:mod:`soloist.worker.ledger` writes and :mod:`soloist.supervisor.ledger` reads.
+
+Records: each append also writes a zero header (:data:`END`) behind itself, and a worker whose
+outcomes are acknowledged starts again at the first.
 
 Record: ``magic u32 | lease u64 | length u32 | crc32 u32 | payload``, the checksum over all else.
 
@@ -13,6 +15,12 @@ beside its outcome (a snapshot) comes before that; :data:`NO_LEASE` stands for w
 none and is the last that a worker writes. What a SIGKILL cut short ends the run, wherever it
 struck: in a payload or a header (the checksum tells), or between a record and its end mark (what
 is left of an older record has a lower lease).
+
+Page: ``lease u64 | count u64 | durations f64[CHUNK_ITEMS] | texts``, native. It is written as
+memory, for a system call for each answer would take longer than many a callable: first an answer,
+then, in one store, the ``count`` that includes it. A SIGKILL comes between two stores; after it
+everything that was stored is there. In the place of an answer that stands among the records there
+is a ``nil``.
 """
 
 from __future__ import annotations
@@ -21,6 +29,15 @@ import struct
 import zlib
 from collections.abc import Iterator
 
+CHUNK_ITEMS = 1024
+"""Most prompts in a chunk."""
+PAGES = 2
+"""A chunk may wait behind another; when a third comes the first is acknowledged."""
+PAGE_BYTES = 512 * 1024
+PAGE = struct.Struct("=QQ")
+"""What a page begins with: the lease of its first answer, and how many there are."""
+TEXTS_AT = PAGE.size + 8 * CHUNK_ITEMS
+RECORDS_AT = PAGES * PAGE_BYTES
 HEADER = struct.Struct("<IQII")
 END = bytes(HEADER.size)
 NO_LEASE = 0

@@ -39,6 +39,18 @@ class Run(NamedTuple):
     acked: int
 
 
+class Chunk(NamedTuple):
+    """Supervisor -> worker: run these prompts, all text, as leases ``number``, ``number + 1``, ...
+
+    Each may run only once its number has been read from the grant pipe, as with :class:`Run`. For
+    sync callables only.
+    """
+
+    number: int
+    prompts: tuple[str, ...]
+    acked: int
+
+
 class Interrupt(NamedTuple):
     """Supervisor -> worker: end this lease's turn early, drain it, then answer."""
 
@@ -159,6 +171,17 @@ class Answer(NamedTuple):
     messages: bytes
 
 
+class Answers(NamedTuple):
+    """Worker -> supervisor: leases of a chunk that follow each other were answered.
+
+    ``durations`` holds a native double for each text: seconds from one answer to the next.
+    """
+
+    lease: int
+    durations: bytes
+    texts: tuple[str, ...]
+
+
 class Failure(NamedTuple):
     """Worker -> supervisor: the lease's turn ended with an error."""
 
@@ -167,7 +190,7 @@ class Failure(NamedTuple):
     error: ErrorInfo
 
 
-ToWorker: TypeAlias = Run | Interrupt | Stop | Command | ControlReply | Ping
+ToWorker: TypeAlias = Run | Chunk | Interrupt | Stop | Command | ControlReply | Ping
 ToSupervisor: TypeAlias = (
     Loaded
     | Ready
@@ -179,7 +202,8 @@ ToSupervisor: TypeAlias = (
     | Refused
     | Streamed
     | Answer
+    | Answers
     | Failure
 )
 WireMessage: TypeAlias = ToWorker | ToSupervisor
-Outcome: TypeAlias = Answer | Failure
+Outcome: TypeAlias = Answer | Answers | Failure

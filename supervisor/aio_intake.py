@@ -124,7 +124,7 @@ class AsyncRequestFuture(asyncio.Future[Result]):
         if self.done():
             return
         if isinstance(outcome, Answer):
-            self.set_result(Result(self.request, outcome))
+            self.set_result(Result.of(self.request, outcome))
         elif outcome is not None:
             self.set_exception(outcome)
             if isinstance(outcome, _OWN_DOING):

@@ -133,6 +133,7 @@ class Supervisor(BaseSupervisor):
             control_timeout_s=control_timeout_s,
         )
         limits.check_positive_seconds(connect_timeout_s=connect_timeout_s)
+        may_grow = window is None
         window = max(4 * size, 1024) if window is None else window
         limits.check_counts(
             window=window, window_bytes=window_bytes, stream_buffer_bytes=stream_buffer_bytes
@@ -189,6 +190,7 @@ class Supervisor(BaseSupervisor):
         super().__init__(
             self._reactor,
             window=window,
+            may_grow=may_grow,
             window_bytes=window_bytes,
             timeout_s=timeout_s,
             max_pending=max_pending,

@@ -17,6 +17,7 @@ from soloist.protocol.codec import Prompt
 from soloist.protocol.errors import SoloistError
 from soloist.supervisor import at_exit, limits
 from soloist.supervisor.brokers import SessionLimits
+from soloist.supervisor.chunk_flow import ChunkFlow
 from soloist.supervisor.control import Handler
 from soloist.supervisor.engine import Engine
 from soloist.supervisor.flow import Flow, result_or_error
@@ -41,6 +42,7 @@ class BaseSupervisor:
         max_payload_bytes: largest encoded prompt.
         stream_buffer_bytes: how far the reader of a stream may fall behind.
         drain_timeout_s: seconds that leaving the ``with`` block waits.
+        may_grow: whether more of quick prompts may be in flight than ``window`` says.
     """
 
     _made_by: ClassVar = "Supervisor(...)"
@@ -56,8 +58,10 @@ class BaseSupervisor:
         max_payload_bytes: int,
         stream_buffer_bytes: int,
         drain_timeout_s: float | None,
+        may_grow: bool = False,
     ) -> None:
         self._engine = engine
+        self._may_grow = may_grow
         self._window = window
         self._window_bytes = window_bytes
         self._drain_timeout_s = drain_timeout_s
@@ -109,6 +113,16 @@ class BaseSupervisor:
             SoloistError: the first error, as soon as it happens; the rest has been cancelled.
                 Its ``completed`` holds the results that were there, in input order.
         """
+        is_timed = timeout_s is not None or self._intake.timeout_s is not None
+        if self._engine.takes_parts and isinstance(prompts, list | tuple) and not is_timed:
+            chunks = ChunkFlow(
+                self._intake,
+                max_requests=self._window,
+                may_grow=self._may_grow,
+                total_timeout_s=total_timeout_s,
+                is_fail_fast=not return_exceptions,
+            )
+            return chunks.run(prompts)
         outcomes: list[Any] = []
         window = self._new_window(is_ordered=True, is_fail_fast=not return_exceptions)
         flow = Flow(self._intake, window, timeout_s, total_timeout_s)

@@ -11,8 +11,9 @@ from collections import deque
 from typing import NamedTuple, TypeAlias
 
 from soloist.protocol.errors import RequestCancelled, SoloistError, WorkerLost, from_info
-from soloist.protocol.messages import Answer, Failure, Run
+from soloist.protocol.messages import Answer, Chunk, Failure, Run
 from soloist.protocol.transitions import WORKER, RequestState, WorkerEvent, WorkerState, advance
+from soloist.supervisor.chunk import Chunk as PromptChunk
 from soloist.supervisor.request import Outcome, Request
 
 _MAX_WORDS = 300
@@ -36,7 +37,7 @@ class Dispatch(NamedTuple):
     """Grant these leases, then send them."""
 
     number: int
-    run: Run
+    run: Run | Chunk
 
 
 class Interrupt(NamedTuple):
@@ -75,6 +76,16 @@ class Settle(NamedTuple):
 
     request: Request
     outcome: Outcome
+
+
+class SettlePart(NamedTuple):
+    """Hand prompts of a chunk that follow each other their answers."""
+
+    chunk: PromptChunk
+    start: int
+    texts: tuple[str, ...]
+    durations: bytes
+    worker: int
 
 
 class Retried(NamedTuple):
@@ -124,7 +135,18 @@ class Wedged(NamedTuple):
 
 
 Action: TypeAlias = (
-    Spawn | Dispatch | Interrupt | Revoke | Inspect | Stop | Kill | Settle | Retried | Tell | Ended
+    Spawn
+    | Dispatch
+    | Interrupt
+    | Revoke
+    | Inspect
+    | Stop
+    | Kill
+    | Settle
+    | SettlePart
+    | Retried
+    | Tell
+    | Ended
 )
 
 
@@ -199,6 +221,11 @@ class Worker:
     def is_ended_by_us(self) -> bool:
         """Whether it was told to exit or killed, so that its end says nothing against it."""
         return self.state is WorkerState.STOPPING and self.broken is None and not self.wedged
+
+    @property
+    def has_tail(self) -> bool:
+        """Whether something may wait behind the first lease."""
+        return len(self.leases) > 1 or (bool(self.leases) and self.leases[0].count > 1)
 
     def busy_s(self, now: float) -> float:
         """How long it has had the request that it runs; 0 without one."""

@@ -25,6 +25,10 @@ class Engine(Protocol):
     """
 
     @property
+    def takes_parts(self) -> bool:
+        """Whether :class:`~soloist.supervisor.chunk.Part` may stand for its prompts' requests."""
+
+    @property
     def is_closed(self) -> threading.Event:
         """Set when everything has ended, or in a fork of its process."""
 

@@ -130,7 +130,7 @@ class Flow:
 def result_or_error(request: Request) -> Result | SoloistError:
     """What a settled request gave."""
     outcome = request.outcome
-    return Result(request, outcome) if isinstance(outcome, Answer) else error_of(request)
+    return Result.of(request, outcome) if isinstance(outcome, Answer) else error_of(request)
 
 
 def error_of(request: Request) -> SoloistError:

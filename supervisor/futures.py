@@ -131,7 +131,7 @@ class RequestFuture(Future[Result]):
         self._pending.discard(self)
         try:
             if isinstance(outcome, Answer):
-                self.set_result(Result(request, outcome))
+                self.set_result(Result.of(request, outcome))
             else:
                 self.set_exception(outcome)
         except InvalidStateError:

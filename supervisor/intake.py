@@ -30,6 +30,9 @@ class Intake:
         max_pending: most futures without an outcome.
         max_payload_bytes: largest encoded prompt.
         stream_buffer_bytes: how far the reader of a stream may fall behind.
+
+    Attributes:
+        timeout_s: as given, as is ``max_payload_bytes``.
     """
 
     def __init__(
@@ -44,9 +47,9 @@ class Intake:
     ) -> None:
         self.engine = engine
         self.dispatcher = dispatcher
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._max_pending = max_pending
-        self._max_payload_bytes = max_payload_bytes
+        self.max_payload_bytes = max_payload_bytes
         self._stream_buffer_bytes = stream_buffer_bytes
         self._pending: set[RequestFuture] = set()
 
@@ -65,10 +68,10 @@ class Intake:
         Raises:
             InvalidPrompt, PayloadTooLarge: the prompt cannot be sent.
         """
-        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
         request = Request(
             prompt,
-            codec.encode_prompt(prompt, self._max_payload_bytes),
+            codec.encode_prompt(prompt, self.max_payload_bytes),
             sink,
             index=index,
             deadline=None if timeout_s is None else time.monotonic() + timeout_s,

@@ -295,10 +295,10 @@ class IOThread:
         for _ in range(_MAX_TAKEN):
             if (item := self.inbox.take()) is None:
                 return
-            if type(item) is Request:
+            if isinstance(item, Request):
                 self.submit(item)
             else:
-                item()  # type: ignore[operator]
+                item()
 
     def _take_output(self, outputs: Outputs, output: Output) -> None:
         """A helper has started."""
@@ -399,7 +399,7 @@ class IOThread:
                     w.incarnation,
                     w.pid,
                     w.state.value,
-                    len(w.leases),
+                    sum(request.count for request in w.leases),
                     w.answered,
                     busy_s=w.busy_s(now),
                     silent_s=w.silent_s(now),

@@ -20,9 +20,11 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import struct
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 
+from soloist.protocol.codec import DURATION_BYTES
 from soloist.protocol.errors import (
     RequestCancelled,
     RequestTimeout,
@@ -32,8 +34,10 @@ from soloist.protocol.errors import (
     WorkerLost,
     from_info,
 )
-from soloist.protocol.messages import Answer, Failure, Lease, Run
+from soloist.protocol.ledger import CHUNK_ITEMS, PAGES
+from soloist.protocol.messages import Answer, Answers, Chunk, Failure, Lease, Run
 from soloist.protocol.transitions import RequestEvent, RequestState, WorkerEvent, WorkerState
+from soloist.supervisor.chunk import Part
 from soloist.supervisor.crew import (
     STOP_S,
     Action,
@@ -44,6 +48,7 @@ from soloist.supervisor.crew import (
     Retried,
     Revoke,
     Settle,
+    SettlePart,
     Spawn,
     Stop,
     Worker,
@@ -64,8 +69,12 @@ BATCH_S = 0.002
 """Measured service time that may wait at a busy worker, so that it need not wait for us. Of slower
 prompts one may wait there if it is foretold when its turn comes; else none does: the next free
 worker takes them, in order."""
+CHUNK_S = 0.004
+"""Measured service time of the longest part of a chunk that goes to a worker as a whole."""
 MAX_BATCH = 256
 """Most requests that wait at one worker."""
+_UNDIVIDED = 8
+"""A part of a chunk that is this fraction of the longest is not divided further."""
 MAX_BATCH_BYTES = 256 * 1024
 """Payload bytes after which no more requests are put into one message."""
 INSPECT_AFTER_S = 0.004
@@ -115,6 +124,7 @@ class Pool:
         self._roomy: dict[int, Worker] = {}  # busy, with room for requests that wait there
         self._spawn_at = math.inf  # when a start that has to wait may be tried again
         self._depth = 0  # how many may wait at a busy worker
+        self._part_depth = 0  # the same, of a chunk
         self._inspect_at = math.inf
         self._service_s = 1.0  # moving estimate; quick to rise, slow to fall
         self._forecast = Forecast()
@@ -125,7 +135,7 @@ class Pool:
         self._recycle = RecyclePolicy() if recycle is None else recycle
         self._roll = Roll(size)
         self._deadlines = Deadlines()
-        self._order = itertools.count(1)
+        self._order = 1  # of the next request
         self._incarnations: dict[int, int] = {}
         self._last_failure: SoloistError | None = None
         self._closed: str | None = None
@@ -167,11 +177,15 @@ class Pool:
 
     def submit(self, request: Request) -> list[Action]:
         """Take a request in; ``assign`` decides where it goes."""
-        self.outstanding += 1
-        self._queued += 1
-        request.order = next(self._order)
+        self.outstanding += request.count
+        self._queued += request.count
+        request.order = self._order
+        self._order += request.count
         if self._closed is not None:
-            return [self._settle(request, SupervisorClosed(self._closed, started=False))]
+            closed = self._closed
+            return [
+                self._settle(r, SupervisorClosed(closed, started=False)) for r in _each(request)
+            ]
         self._queue.append(request)
         if request.deadline is not None:
             self._deadlines.add(request)
@@ -188,6 +202,8 @@ class Pool:
         The caller of a running request learns of the end when its turn has been drained. A
         request that waits at a worker is revoked first; call again after ``revoked``.
         """
+        if isinstance(request, Part):
+            return self._cancel_chunk(request, now, error)
         if not request.order:  # it was never taken in
             return []
         if request.state in _WAITING:
@@ -200,6 +216,19 @@ class Pool:
         request.advance(RequestEvent.INTERRUPT)
         request.error = error or RequestCancelled(_CANCELLED)
         return self._interrupt(worker, request, now)
+
+    def _cancel_chunk(
+        self, part: Part, now: float, error: SoloistError | None = None
+    ) -> list[Action]:
+        """End all of a chunk early, whichever of its parts is given."""
+        chunk = part.chunk
+        leased = [p.worker for p in chunk.parts if p.state is RequestState.LEASED]
+        if leased:
+            return [Revoke(worker) for worker in leased]  # then this is called again
+        for waiting in list(chunk.parts):
+            waiting.requests()
+        requests = list(chunk.requests.values())
+        return [action for r in requests for action in self.cancel(r, now, error)]
 
     def revoke_all(self) -> list[Action]:
         """Take back whatever waits at a worker; then the queue holds all that has not started."""
@@ -270,7 +299,7 @@ class Pool:
         return actions + self.exited(number, None, (), now)
 
     def answered(
-        self, number: int, outcomes: Iterable[Answer | Failure], now: float
+        self, number: int, outcomes: Iterable[Answer | Answers | Failure], now: float
     ) -> list[Action]:
         """A worker's replies; one that is late or belongs to no running request is dropped."""
         worker = self.workers[number]
@@ -278,20 +307,19 @@ class Pool:
         slowest_s = -1.0
         before = worker.answered
         for outcome in outcomes:
+            if isinstance(outcome, Answers):
+                slowest_s = max(slowest_s, self._answered_together(worker, outcome, actions))
+                continue
             lease = outcome.lease
             if not worker.leases or worker.leases[0].lease != lease:
                 continue
-            request = worker.leases.popleft()
-            worker.acked = worker.claimed = lease
-            worker.answered += 1
             slowest_s = max(slowest_s, outcome.duration_s)
+            request = self._pop_lease(worker)
             if isinstance(outcome, Failure):
                 error, began = from_info(outcome.error), now - outcome.duration_s
                 actions += self._failed(request, error, began, now)
-            elif request.state is RequestState.LEASED:
-                actions.append(self._settle(request, outcome))
-            elif request.state is RequestState.DRAINING:
-                actions.append(self._fail(request, drained(request)))
+            else:
+                actions += self._answered_one(request, outcome)
         if slowest_s < 0:
             return []
         self._foretell(worker, worker.answered - before, now)
@@ -304,16 +332,66 @@ class Pool:
         self._file(worker)
         return actions
 
+    def _answered_together(self, worker: Worker, answers: Answers, actions: list[Action]) -> float:
+        """Answers to a chunk, or to what was one; a turn's mean time, -1 if all was known."""
+        texts, durations, done = answers.texts, answers.durations, 0
+        size = DURATION_BYTES
+        first = None
+        while worker.leases:
+            head = worker.leases[0]
+            done = head.lease - answers.lease
+            if not 0 <= done < len(texts):
+                break
+            first = done if first is None else first
+            if isinstance(head, Part):
+                count = min(head.count, len(texts) - done)
+                part = head if count == head.count else head.split(count)
+                if part is head:
+                    worker.leases.popleft()
+                end = done + count
+                actions.append(
+                    self._settle_part(part, texts[done:end], durations[size * done : size * end])
+                )
+                worker.acked = worker.claimed = answers.lease + end - 1
+                worker.answered += count
+            else:
+                (duration_s,) = _DURATION.unpack_from(durations, size * done)
+                answer = Answer(head.lease, duration_s, texts[done], 1, b"")
+                actions += self._answered_one(self._pop_lease(worker), answer)
+        if first is None:
+            return -1.0
+        times = memoryview(durations)[size * first :].cast("d")
+        return sum(times) / len(times)
+
+    def _answered_one(self, request: Request, answer: Answer) -> list[Action]:
+        if request.state is RequestState.LEASED:
+            return [self._settle(request, answer)]
+        if request.state is RequestState.DRAINING:
+            return [self._fail(request, drained(request))]
+        return []  # its caller has been told
+
+    def _pop_lease(self, worker: Worker) -> Request:
+        """Take the request of a worker's first lease, which has ended."""
+        head = worker.leases[0]
+        worker.acked = worker.claimed = head.lease
+        worker.answered += 1
+        request = head.first() if isinstance(head, Part) else head
+        if request is head or not head.count:
+            worker.leases.popleft()
+        return request
+
     def revoked(self, number: int, leases: Iterable[int]) -> None:
         """These leases were taken back before the worker claimed them: they wait again."""
         worker = self.workers[number]
         taken = set(leases)
+        if any(isinstance(entry, Part) for entry in worker.leases):
+            worker.leases = deque(_taken_apart(worker.leases, taken))
         worker.claimed = max(
             (request.lease for request in worker.leases if request.lease not in taken),
             default=worker.claimed,
         )
         back = [request for request in worker.leases if request.lease in taken]
-        worker.given -= len(back)
+        worker.given -= sum(request.count for request in back)
         if back:
             worker.leases = deque(r for r in worker.leases if r.lease not in taken)
             self._requeue(back)
@@ -391,20 +469,18 @@ class Pool:
             if self._foreseen_s and self._idle and self._tailed and (steal := self._steal(now)):
                 return steal
             return self._refuse(now) if self._retries.count else []
-        runs: dict[int, list[Lease]] = {}
+        runs: dict[int, list[Lease | Chunk]] = {}
         limiter = self._limiter
         while self._queued and self._idle and (limiter.is_free or limiter.take(now)):  # 1, 7
             # The one that is idle the longest: its client had the time to begin anew.
-            self._lease(next(iter(self._idle.values())), 1, runs, now)
+            self._lease(next(iter(self._idle.values())), self._first_share(), runs, now)
         actions: list[Action] = []
         if self._queued or self._roll.is_active:  # 2
             actions += self._spawn(now)
         while self._queued and self._roomy and limiter.is_free:  # 3
             self._share(runs, now)
-        actions += [
-            Dispatch(number, Run(tuple(leases), self.workers[number].acked))
-            for number, leases in runs.items()
-        ]
+        for number, leases in runs.items():
+            actions += self._dispatches(self.workers[number], leases)
         return actions + self._refuse(now) if self._queued else actions
 
     def expire(self, now: float) -> list[Action]:
@@ -455,6 +531,7 @@ class Pool:
         reason = self._closed or "the Supervisor is closed"
         actions = self._fail_queue(SupervisorClosed, reason)
         for worker in list(self.workers.values()):
+            worker.leases = deque(_taken_apart(worker.leases, frozenset()))
             for request in list(worker.leases):
                 if request.state is RequestState.SETTLED:
                     continue
@@ -474,13 +551,27 @@ class Pool:
 
     # -- helpers -----------------------------------------------------------------------------
 
-    def _lease(self, worker: Worker, count: int, runs: dict[int, list[Lease]], now: float) -> None:
-        """Give up to ``count`` requests, at least one, to a worker."""
+    def _lease(
+        self, worker: Worker, count: int, runs: dict[int, list[Lease | Chunk]], now: float
+    ) -> None:
+        """Give up to ``count`` requests to a worker.
+
+        At least one, unless a part of a chunk comes first and the worker has enough.
+        """
         if not worker.leases:
             worker.head_since = worker.busy_since = now
         leases = runs.setdefault(worker.number, [])
         count = int(min(count, worker.quota - worker.given))
         size = 0
+        if self._part_depth and not worker.is_interruptible and count > 1:
+            head = self._head()
+            if isinstance(head, Part):
+                self._lease_part(worker, head, count, leases)
+                return
+        if worker.leases and isinstance(worker.leases[-1], Part):
+            self._file(worker, is_full=True)
+            return
+        count = min(count, self._depth + 1 - len(worker.leases))
         while count and self._queued and size < MAX_BATCH_BYTES:
             request = self._pop_queue()
             request.advance(RequestEvent.LEASE)
@@ -495,7 +586,59 @@ class Pool:
             size += len(request.payload)
         self._file(worker, is_full=size >= MAX_BATCH_BYTES)
 
-    def _share(self, runs: dict[int, list[Lease]], now: float) -> None:
+    def _lease_part(
+        self, worker: Worker, head: Part, count: int, leases: list[Lease | Chunk]
+    ) -> None:
+        """Give up to ``count`` prompts of the part that comes first in the queue to a worker.
+
+        One behind another at most: the ledger has a page for each.
+        """
+        if len(worker.leases) >= PAGES:
+            self._file(worker, is_full=True)
+            return
+        count = min(count, self._part_depth)
+        # A short rest is not divided: two halves would cost more than one waits for the other.
+        if head.count <= max(count, self._part_depth // _UNDIVIDED) and (
+            worker.quota - worker.given >= head.count
+        ):
+            part = head
+            self._queue.popleft()
+        else:
+            part = head.split(count)
+        self._queued -= part.count
+        part.advance(RequestEvent.LEASE)
+        part.worker = worker.number
+        part.lease = worker.next_lease
+        worker.next_lease += part.count
+        worker.given += part.count
+        worker.leases.append(part)
+        leases.append(Chunk(part.lease, tuple(part.prompts), 0))
+        self._file(worker)
+
+    @staticmethod
+    def _dispatches(worker: Worker, leases: list[Lease | Chunk]) -> list[Action]:
+        """What was leased to a worker, in order; single leases together."""
+        found: list[Action] = []
+        single: list[Lease] = []
+        for lease in leases:
+            if isinstance(lease, Lease):
+                single.append(lease)
+                continue
+            if single:
+                found.append(Dispatch(worker.number, Run(tuple(single), worker.acked)))
+                single = []
+            found.append(Dispatch(worker.number, lease._replace(acked=worker.acked)))
+        if single:
+            found.append(Dispatch(worker.number, Run(tuple(single), worker.acked)))
+        return found
+
+    def _first_share(self) -> int:
+        """How many an idle worker gets: one, unless a quick chunk comes first."""
+        if self._part_depth and self._limiter.is_free and isinstance(self._head(), Part):
+            return -(-self._queued // len(self._idle))
+        return 1
+
+    def _share(self, runs: dict[int, list[Lease | Chunk]], now: float) -> None:
         """Give each busy worker with room its share of the queue, as far as its room goes.
 
         One that has been silent for long gets nothing: ``_inspect`` would take it back at once.
@@ -508,7 +651,7 @@ class Pool:
                 worker.inspected = worker.leases[0].lease
                 self._file(worker)
             elif share := -(-self._queued // left):
-                self._lease(worker, min(share, self._depth + 1 - len(worker.leases)), runs, now)
+                self._lease(worker, share, runs, now)
 
     def _spawn(self, now: float) -> list[Action]:
         free = self.size - len(self.workers)
@@ -560,9 +703,14 @@ class Pool:
         self._inspect_at = math.inf
         for worker in list(self._tailed.values()):
             if self._silent_at(worker) <= now:
-                worker.inspected = worker.leases[0].lease
-                worker.head_since = now  # asked once; if it moves on meanwhile, again later
-                actions += [Inspect(worker.number), Revoke(worker.number)]
+                head = worker.leases[0]
+                is_seen = worker.inspected == head.lease or not isinstance(head, Part)
+                worker.inspected = head.lease
+                actions.append(Inspect(worker.number))
+                if is_seen:
+                    worker.head_since = now  # asked once; if it moves on meanwhile, again later
+                    actions.append(Revoke(worker.number))
+                # Else it may be on its way through its chunk; this is asked again at once.
             self._file(worker)
         return actions
 
@@ -588,6 +736,7 @@ class Pool:
         estimate = self._service_s
         estimate += (duration_s - estimate) * (1.0 if duration_s > estimate else 0.1)
         self._service_s = estimate
+        self._part_depth = min(CHUNK_ITEMS, int(CHUNK_S / (estimate + 1e-6)))
         depth = min(MAX_BATCH, int(BATCH_S / (estimate + 1e-6)))
         self._foreseen_s = 0.0 if depth else self._forecast.seconds
         depth = depth or int(self._foreseen_s > 0)
@@ -647,7 +796,7 @@ class Pool:
 
     def _free_the_rest(self, worker: Worker) -> list[Action]:
         """What has not begun at a worker that is in trouble begins elsewhere."""
-        return [Revoke(worker.number)] if len(worker.leases) > 1 else []
+        return [Revoke(worker.number)] if worker.has_tail else []
 
     def _file(self, worker: Worker, *, is_full: bool = False) -> None:
         """Put the worker into the collections that its state says."""
@@ -668,7 +817,7 @@ class Pool:
                 and not is_full
             ):
                 self._roomy[number] = worker
-        if len(worker.leases) > 1:
+        if worker.has_tail:
             self._tailed[number] = worker
             self._inspect_at = min(self._inspect_at, self._silent_at(worker))
 
@@ -694,6 +843,12 @@ class Pool:
     def _fail(self, request: Request, error: SoloistError) -> Settle:
         return self._settle(request, self._retries.ending(request, error))
 
+    def _settle_part(self, part: Part, texts: tuple[str, ...], durations: bytes) -> SettlePart:
+        self.outstanding -= part.count
+        done = SettlePart(part.chunk, part.start, texts, durations, part.worker)
+        part.drop(part.count)
+        return done
+
     def _settle(self, request: Request, outcome: Outcome) -> Settle:
         self.outstanding -= 1
         self._queued -= request.state is RequestState.QUEUED
@@ -704,7 +859,7 @@ class Pool:
         self, cls: type[SoloistError], message: str, cause: SoloistError | None = None
     ) -> list[Action]:
         """An error object of its own for everybody who waits: each caller may raise it."""
-        waiting = [r for r in self._queue if r.state is RequestState.QUEUED]
+        waiting = [r for e in self._queue if e.state is RequestState.QUEUED for r in _each(e)]
         waiting += self._retries.waiting()
         self._queue.clear()
         actions: list[Action] = []
@@ -716,26 +871,34 @@ class Pool:
             actions.append(self._fail(request, error))
         return actions
 
+    def _head(self) -> Request:
+        """What comes first in the queue, which is not empty."""
+        queue = self._queue
+        while queue[0].state is not RequestState.QUEUED:
+            queue.popleft()
+        return queue[0]
+
     def _pop_queue(self) -> Request:
-        while True:
-            request = self._queue.popleft()
-            if request.state is RequestState.QUEUED:
-                self._queued -= 1
-                return request
+        self._queued -= 1
+        head = self._head()
+        request = head.first() if isinstance(head, Part) else head
+        if request is head or not head.count:
+            self._queue.popleft()
+        return request
 
     def _requeue(self, requests: list[Request]) -> None:
         """What was taken back from a worker had no attempt there."""
         waiting = [r for r in requests if r.state is RequestState.LEASED]  # else its caller went
         for request in waiting:
             request.advance(RequestEvent.REVOKE)
-            request.attempts -= 1
+            request.attempts -= request.count == 1 and not isinstance(request, Part)
         self._enqueue(waiting)
 
     def _enqueue(self, waiting: list[Request]) -> None:
         """Put requests back where they came from in the queue."""
         if not waiting:
             return
-        self._queued += len(waiting)
+        self._queued += sum(request.count for request in waiting)
         queue, last = self._queue, max(request.order for request in waiting)
         while queue and queue[0].order < last:  # few, however long the queue is
             waiting.append(queue.popleft())
@@ -743,10 +906,33 @@ class Pool:
         queue.extendleft(reversed(waiting))
 
 
+def _each(request: Request) -> list[Request]:
+    """The request, or all those that a part stands for."""
+    return request.requests() if isinstance(request, Part) else [request]
+
+
+def _taken_apart(leases: Iterable[Request], taken: Collection[int]) -> Iterator[Request]:
+    """Parts as requests; what of them was taken back, as parts."""
+    for entry in leases:
+        if not isinstance(entry, Part):
+            yield entry
+            continue
+        numbers = range(entry.lease, entry.lease + entry.count)
+        for is_taken, group in itertools.groupby(numbers, taken.__contains__):
+            count = sum(1 for _ in group)
+            if not is_taken:
+                yield from [entry.first() for _ in range(count)]
+            elif count == entry.count:
+                yield entry
+            else:
+                yield entry.split(count)
+
+
 def _busy_since(worker: Worker) -> float:
     return worker.head_since
 
 
+_DURATION = struct.Struct("=d")
 _SERVING = frozenset({WorkerState.READY, WorkerState.RETIRING})
 _WAITING = frozenset({RequestState.QUEUED, RequestState.DELAYED})
 _CANCELLED = "the request was cancelled"

@@ -35,6 +35,8 @@ class Reactor:
         is_closed: set when the thread has ended, or in a fork of its process.
     """
 
+    takes_parts = True
+
     def __init__(self, thread: IOThread) -> None:
         self._thread = thread
         self.inbox = thread.inbox

@@ -57,6 +57,8 @@ class Remote:
         is_closed: set when the thread has ended, or in a fork of its process.
     """
 
+    takes_parts = False
+
     def __init__(self, thread: RemoteThread, client: str | None) -> None:
         self._thread = thread
         self._client = client

@@ -57,6 +57,7 @@ class Request:
     has_killed = False  # a worker died while it ran this
     began = 0.0  # when its first attempt did, if that was retried
     session = POOL
+    count = 1  # of prompts; more only in a part of a chunk
     on_control: Any = None  # answers what the client asks its caller meanwhile
 
     def __init__(

@@ -119,7 +119,7 @@ class Response(Iterator[Message]):
         if isinstance(outcome, SoloistError):
             raise outcome
         if isinstance(outcome, Answer):
-            yield from Result(self.request, outcome).messages[self._count :]
+            yield from Result.of(self.request, outcome).messages[self._count :]
 
 
 def _drop(cancel: Callable[[Request], None], request: Request) -> None:

@@ -2,20 +2,65 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 from soloist.protocol import codec
+from soloist.protocol.codec import Prompt
 from soloist.protocol.content import Map, Message, from_map, function_messages
 from soloist.protocol.messages import Answer
 from soloist.supervisor.request import Request
+
+_DURATION = struct.Struct("=d")
+
+
+class Turn(NamedTuple):
+    """What is known of a turn beside its text; ``messages`` are encoded, empty for a callable."""
+
+    num_turns: int
+    duration_s: float
+    attempts: int
+    worker: int
+    messages: bytes
+
+    def of(self, _index: int) -> Turn:
+        """This one."""
+        return self
+
+
+class ChunkTurns:
+    """The turns of prompts that were answered together by a callable.
+
+    Args:
+        first: position of the first prompt in the input.
+        durations_s: of each, native doubles.
+        worker: number of their worker.
+    """
+
+    __slots__ = ("_durations_s", "_first", "_worker")
+
+    def __init__(self, first: int, durations_s: bytes, worker: int) -> None:
+        self._first = first
+        self._durations_s = durations_s
+        self._worker = worker
+
+    def of(self, index: int) -> Turn:
+        """The turn of the prompt in that position of the input."""
+        (duration_s,) = _DURATION.unpack_from(
+            self._durations_s, _DURATION.size * (index - self._first)
+        )
+        return Turn(1, duration_s, 1, self._worker, b"")
+
+
+Turns: TypeAlias = Turn | ChunkTurns
 
 
 class Result:
     """The answer to one prompt.
 
-    A class with slots and lazy fields, for a ``map`` makes one per prompt. Results compare by
-    identity.
+    A class with few slots, for a ``map`` makes one per prompt; what is rarely asked for is looked
+    up. Results compare by identity.
 
     Attributes:
         index: position of the prompt in the input, from 0.
@@ -27,38 +72,58 @@ class Result:
         worker: number of the worker that answered.
     """
 
-    __slots__ = (
-        "_encoded",
-        "attempts",
-        "duration_s",
-        "index",
-        "num_turns",
-        "prompt",
-        "text",
-        "worker",
-    )
+    __slots__ = ("_turns", "index", "prompt", "text")
 
-    def __init__(self, request: Request, answer: Answer) -> None:
-        self.index = request.index
-        self.prompt = request.prompt
-        self.text = answer.text
-        self.num_turns = answer.num_turns
-        self.duration_s = answer.duration_s
-        self.attempts = request.attempts
-        self.worker = request.worker
-        self._encoded = answer.messages
+    def __init__(self, index: int, prompt: Prompt, text: str, turns: Turns) -> None:
+        self.index = index
+        self.prompt = prompt
+        self.text = text
+        self._turns = turns
+
+    @classmethod
+    def of(cls, request: Request, answer: Answer) -> Result:
+        """What the caller of a request gets for its answer."""
+        turn = Turn(
+            answer.num_turns,
+            answer.duration_s,
+            request.attempts,
+            request.worker,
+            answer.messages,
+        )
+        return cls(request.index, request.prompt, answer.text, turn)
 
     def __repr__(self) -> str:
         return f"<Result {self.index} {self.text!r:.60}>"
 
     @property
+    def num_turns(self) -> int:
+        """See above, as the next three."""
+        return self._turns.of(self.index).num_turns
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds in the worker."""
+        return self._turns.of(self.index).duration_s
+
+    @property
+    def attempts(self) -> int:
+        """Attempts so far."""
+        return self._turns.of(self.index).attempts
+
+    @property
+    def worker(self) -> int:
+        """Its number."""
+        return self._turns.of(self.index).worker
+
+    @property
     def messages(self) -> list[Message]:
         """Every message of the turn, decoded on each access; the last is a ``ResultMessage``."""
-        if not self._encoded:
+        turn = self._turns.of(self.index)
+        if not turn.messages:
             return function_messages(
-                self.text, num_turns=self.num_turns, duration_s=self.duration_s
+                self.text, num_turns=turn.num_turns, duration_s=turn.duration_s
             )
-        return [from_map(value) for value in codec.decode_maps(self._encoded)]
+        return [from_map(value) for value in codec.decode_maps(turn.messages)]
 
     @property
     def usage(self) -> Map | None:
@@ -71,7 +136,7 @@ class Result:
         return self._last().get("total_cost_usd")
 
     def _last(self) -> dict[str, Any]:
-        maps = codec.decode_maps(self._encoded)
+        maps = codec.decode_maps(self._turns.of(self.index).messages)
         return maps[-1] if maps else {}
 
 

@@ -29,7 +29,9 @@ from soloist.protocol.errors import (
 )
 from soloist.protocol.messages import (
     Answer,
+    Answers,
     Broken,
+    Chunk,
     Command,
     Control,
     ControlReply,
@@ -40,6 +42,7 @@ from soloist.protocol.messages import (
     Pong,
     Ready,
     Refused,
+    Run,
     Snapshot,
     Streamed,
     WireMessage,
@@ -62,6 +65,7 @@ from soloist.supervisor.crew import (
     Retried,
     Revoke,
     Settle,
+    SettlePart,
     Spawn,
     Stop,
     Tell,
@@ -84,8 +88,17 @@ Said: TypeAlias = Sequence[WireMessage | RemoteProtocolError]
 """What a worker sent together; what was no message is the error that says so."""
 
 
+_OUTCOMES = frozenset({Answer, Answers, Failure})
+
+
 def _is_outcome(message: object) -> bool:
-    return type(message) is Answer or type(message) is Failure
+    return type(message) in _OUTCOMES
+
+
+def _numbers(run: Run | Chunk) -> Sequence[int]:
+    if isinstance(run, Chunk):
+        return range(run.number, run.number + len(run.prompts))
+    return [lease.number for lease in run.leases]
 
 
 class Workers:
@@ -141,6 +154,7 @@ class Workers:
             post=inbox.post,
         )
         self._handlers: dict[type, Callable[[Any], None]] = {
+            SettlePart: self._do_settle_part,
             Dispatch: self._do_dispatch,
             Spawn: self._do_spawn,
             Revoke: self._do_revoke,
@@ -229,10 +243,15 @@ class Workers:
         request.settle(outcome)
         self._has_settled = True
 
+    def _do_settle_part(self, action: SettlePart) -> None:
+        self.counts["answered"] += len(action.texts)
+        action.chunk.answered(action.start, action.texts, action.durations, action.worker)
+        self._has_settled = True
+
     def _do_dispatch(self, action: Dispatch) -> None:
         process = self._processes[action.number]
         self.watch.expect()
-        process.ledger.grant(action.run.leases)
+        process.ledger.grant(_numbers(action.run))
         # If it is gone its exit is about to be seen, and then what it did not claim waits again.
         self._channel.send(process.number, process.life, action.run)
 
@@ -247,7 +266,7 @@ class Workers:
 
     def _do_inspect(self, action: Inspect) -> None:
         crew = self._crew(action.number)
-        self._hear(crew, action.number, self._processes[action.number].ledger.read())
+        self._hear(crew, action.number, self._processes[action.number].ledger.read(is_over=False))
 
     def _do_interrupt(self, action: Interrupt) -> None:
         process = self._processes[action.number]
@@ -413,7 +432,7 @@ class Workers:
         self.take()
         number = process.number
         crew = self._crew(number)
-        self._hear(crew, number, process.ledger.read())
+        self._hear(crew, number, process.ledger.read(is_over=True))
         unclaimed = process.ledger.take_back()
         stderr = self._outputs.finish(process.output)
         exitcode = process.exitcode()

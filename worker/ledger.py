@@ -7,13 +7,16 @@ exactly one process; an outcome is in the ledger before it is sent. See
 
 from __future__ import annotations
 
+import mmap
 import os
 import struct
 
 from soloist.protocol import ledger
-from soloist.protocol.messages import Lease, Run
+from soloist.protocol.errors import LocalProtocolError
+from soloist.protocol.messages import Chunk, Lease, Run
 
 _NUMBER = struct.Struct("=Q")
+_NIL = b"\xc0"
 _KEEP_BYTES = 1 << 20
 """The ledger's file is cut back when it has outgrown this and may be forgotten."""
 
@@ -27,14 +30,14 @@ class Claims:
 
     def __init__(self, grants: int) -> None:
         self._grants = grants
-        self._arrived: dict[int, Lease] = {}
+        self._arrived: dict[int, Lease | Chunk] = {}
         self._claimed: int | None = None
         self.acked = 0
 
-    def add(self, run: Run) -> None:
+    def add(self, run: Run | Chunk) -> None:
         """Take in what the supervisor sent."""
         self.acked = max(self.acked, run.acked)
-        for lease in run.leases:
+        for lease in (run,) if type(run) is Chunk else run.leases:  # type: ignore[union-attr]
             self._arrived[lease.number] = lease
 
     def __len__(self) -> int:
@@ -49,8 +52,10 @@ class Claims:
         """Whether a grant has been read whose lease has not run: nobody can take it back."""
         return self._claimed is not None
 
-    def claim(self) -> Lease | None:
-        """Claim the next lease; ``None`` if there is none to run until another message comes.
+    def claim(self) -> Lease | Chunk | None:
+        """Claim the next lease, or the first of a chunk.
+
+        ``None`` if there is none to run until another message comes.
 
         A lease whose grant was taken back is forgotten. A grant whose lease has not arrived yet
         is kept: the message is on its way.
@@ -71,6 +76,74 @@ class Claims:
         self._claimed = None
         return lease
 
+    def claim_up_to(self, last: int) -> int:
+        """Claim the next lease of a chunk that ends with ``last``; 0 if the rest was taken back."""
+        try:
+            (claimed,) = _NUMBER.unpack(os.read(self._grants, _NUMBER.size))
+        except BlockingIOError:
+            return 0
+        if claimed <= last:
+            return int(claimed)
+        self._claimed = claimed
+        return 0
+
+
+class Page:
+    """Where the answers of one chunk are made safe, and kept until they are sent.
+
+    Args:
+        memory: of the file.
+        offset: of the page in it.
+    """
+
+    def __init__(self, memory: mmap.mmap, offset: int) -> None:
+        self._memory = memory
+        self._head = memoryview(memory)[offset : offset + ledger.PAGE.size].cast("Q")
+        times = memoryview(memory)[offset + ledger.PAGE.size : offset + ledger.TEXTS_AT]
+        self._durations = times.cast("d")
+        self._times = times
+        self._start = offset + ledger.TEXTS_AT
+        self._end = offset + ledger.PAGE_BYTES - ledger.CHUNK_ITEMS  # so nils always have room
+        self._lease = self._count = 0
+
+    @property
+    def last(self) -> int:
+        """Highest lease that it holds."""
+        return self._lease + self._count - 1
+
+    def begin(self, lease: int) -> None:
+        """Forget what it holds; what comes is for the leases from this one on."""
+        self._head[1] = 0
+        self._head[0] = self._lease = lease
+        self._count = self._sent = 0
+        self._position = self._sent_to = self._start
+
+    def put(self, text: bytes, duration_s: float) -> bool:
+        """Make an answer safe, encoded; ``False`` if there is no room for it."""
+        position = self._position
+        end = position + len(text)
+        if end > self._end and text is not _NIL:
+            return False
+        self._memory[position:end] = text
+        self._position = end
+        count = self._count
+        self._durations[count] = duration_s
+        self._count = self._head[1] = count + 1
+        return True
+
+    def skip(self, count: int = 1) -> None:
+        """Leave out leases that have no outcome here; ``take`` comes before."""
+        for _ in range(count):
+            self.put(_NIL, 0.0)
+        self._sent, self._sent_to = self._count, self._position
+
+    def take(self) -> tuple[int, bytes, bytes]:
+        """The answers that were not taken yet: the first one's place, durations, texts."""
+        first, start = self._sent, self._sent_to
+        self._sent, self._sent_to = self._count, self._position
+        durations = self._times[8 * first : 8 * self._count].tobytes()
+        return first, durations, self._memory[start : self._position]
+
 
 class Ledger:
     """Writes outcomes where they outlive this process.
@@ -81,8 +154,28 @@ class Ledger:
 
     def __init__(self, file: int) -> None:
         self._file = file
-        self._offset = 0
+        self._offset = 0  # from the first record
         self._last = 0
+        self._pages: list[Page] = []
+
+    def page(self, lease: int, *, acked: int) -> Page:
+        """Give an empty page for the answers of a chunk.
+
+        Args:
+            lease: its first lease.
+            acked: highest lease whose outcome the supervisor has for certain.
+        """
+        if not self._pages:
+            if os.fstat(self._file).st_size < ledger.RECORDS_AT:
+                os.ftruncate(self._file, ledger.RECORDS_AT)
+            memory = mmap.mmap(self._file, ledger.RECORDS_AT)
+            self._pages = [Page(memory, i * ledger.PAGE_BYTES) for i in range(ledger.PAGES)]
+        page = self._pages.pop(0)
+        if acked < page.last:
+            raise LocalProtocolError("a chunk was sent before there was room for its answers")
+        self._pages.append(page)
+        page.begin(lease)
+        return page
 
     def is_full(self, *, acked: int) -> bool:
         """Whether it has outgrown its size and holds what the supervisor may not have."""
@@ -99,7 +192,7 @@ class Ledger:
         """
         if acked >= self._last:
             if self._offset > _KEEP_BYTES:
-                os.ftruncate(self._file, 0)
+                os.ftruncate(self._file, ledger.RECORDS_AT)
             self._offset = 0
         data = ledger.record(lease, payload)
         self._write(data + ledger.END)
@@ -107,6 +200,7 @@ class Ledger:
         self._last = max(self._last, lease)
 
     def _write(self, data: bytes) -> None:
-        written = os.pwrite(self._file, data, self._offset)
+        offset = ledger.RECORDS_AT + self._offset
+        written = os.pwrite(self._file, data, offset)
         while written < len(data):
-            written += os.pwrite(self._file, data[written:], self._offset + written)
+            written += os.pwrite(self._file, data[written:], offset + written)

@@ -28,6 +28,7 @@ from soloist.protocol.errors import (
 from soloist.protocol.messages import (
     Answer,
     Broken,
+    Chunk,
     Command,
     Control,
     ControlReply,
@@ -46,12 +47,12 @@ from soloist.protocol.messages import (
     Streamed,
     WireMessage,
 )
-from soloist.worker import control
+from soloist.worker import chunk, control
 from soloist.worker.adopted import Adopted
 from soloist.worker.channel import Channel
 from soloist.worker.clients import function
 from soloist.worker.host import Host
-from soloist.worker.ledger import Claims, Ledger
+from soloist.worker.ledger import Claims, Ledger, Page
 
 FLUSH_S = 0.001
 """How long finished outcomes may be held back to go out together."""
@@ -80,8 +81,8 @@ class Desk:
         self._outbox_bytes = 0
         self._flushed = 0.0
 
-    def claim(self) -> Lease | None:
-        """The next lease to run, if there is one.
+    def claim(self) -> Lease | Chunk | None:
+        """The next lease to run, or chunk to begin with, if there is one.
 
         A ledger that has grown large is not let grow further while more than one lease waits:
         what waits is then taken back or followed by more, and either way the supervisor says
@@ -111,6 +112,10 @@ class Desk:
         ):
             self.flush()
             self._flushed = now
+
+    def page(self, chunk: Chunk) -> Page:
+        """Where a chunk's answers are made safe."""
+        return self._ledger.page(chunk.number, acked=self.claims.acked)
 
     def put(self, payload: bytes) -> None:
         """Hold an encoded message back, but not too many; ``flush`` must follow soon."""
@@ -163,12 +168,15 @@ def run_sync(desk: Desk, call: Callable[[Any], Any], *, is_session: bool = False
     while True:
         lease = desk.claim()
         if lease is not None:
-            _run_one(desk, lease, call)
+            if isinstance(lease, Chunk):
+                chunk.run(desk, lease, call)
+            else:
+                _run_one(desk, lease, call)
             continue
         desk.flush()
         adopted.reap()
         message = desk.channel.receive()
-        if isinstance(message, Run):
+        if isinstance(message, Run | Chunk):
             desk.claims.add(message)
         elif isinstance(message, Command):
             error = InvalidOptions(f"a bare callable has no {message.name}()")
@@ -304,6 +312,7 @@ class _AsyncLoop:
             await idle
         if self._commands:  # they came first, and what they set holds for this turn
             await asyncio.wait(self._commands)
+        assert isinstance(lease, Lease), "chunks are for sync callables"
         return lease
 
     async def _turn(self, lease: Lease) -> None:

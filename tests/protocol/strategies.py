@@ -62,6 +62,15 @@ WIRE = {
     m.Refused: st.builds(m.Refused, numbers, tuple_errors),
     m.Ping: st.builds(m.Ping),
     m.Pong: st.builds(m.Pong),
+    m.Chunk: st.builds(m.Chunk, numbers, st.lists(texts, max_size=4).map(tuple), numbers),
+    m.Answers: st.lists(texts, max_size=4).flatmap(
+        lambda answers: st.builds(
+            m.Answers,
+            numbers,
+            st.binary(min_size=8 * len(answers), max_size=8 * len(answers)),
+            st.just(tuple(answers)),
+        )
+    ),
 }
 wire_messages = st.one_of(*WIRE.values())
 

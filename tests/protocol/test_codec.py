@@ -99,7 +99,10 @@ def assert_declared_types(record: Any) -> None:
         if typing.get_origin(hint) is tuple:
             kinds = [tuple]
             for item in value:
-                assert_declared_types(item)
+                if hasattr(item, "_fields"):
+                    assert_declared_types(item)
+                else:
+                    assert type(item) is str
         elif typing.get_origin(hint) is dict:
             kinds = [dict]
         elif hint is float:

@@ -129,7 +129,7 @@ class Office:
         for prompt in prompts:
             leases.append(Lease(self.next, codec.encode_prompt(prompt), is_streamed))
             self.next += 1
-        self.shared.grant(tuple(leases))
+        self.shared.grant([lease.number for lease in leases])
         return Run(tuple(leases), acked)
 
     @property
@@ -240,11 +240,11 @@ class TestDesk:
         office.claims.claim()
         self.reply(office, 1, "held back")
         assert office.outcomes == []
-        assert [outcome.text for outcome in office.shared.read()] == ["held back"]
+        assert [outcome.text for outcome in office.shared.read(is_over=True)] == ["held back"]
 
     def test_the_ledger_comes_before_the_message(self, office):
         in_ledger = []
-        office.channel.on_sent = lambda message: in_ledger.append(office.shared.read())
+        office.channel.on_sent = lambda message: in_ledger.append(office.shared.read(is_over=True))
         self.claim(office, "a")
         office.claims.claim()
         self.reply(office, 1)
@@ -276,7 +276,7 @@ class TestDesk:
         assert isinstance(error, PayloadTooLarge)
         assert "max_payload_bytes" in str(error)
         assert error.started is None
-        assert strict.shared.read() == [failure]
+        assert strict.shared.read(is_over=True) == [failure]
 
     def test_an_error_is_passed_on_whatever_the_limit(self, strict):
         self.claim(strict, "a")
@@ -292,7 +292,7 @@ class TestDesk:
         self.reply(office, 1, "\ud800")
         (error,) = office.texts
         assert type(error) is ResultNotSerializable
-        assert office.shared.read() == office.outcomes
+        assert office.shared.read(is_over=True) == office.outcomes
 
     @pytest.mark.parametrize(
         "message",
@@ -303,18 +303,18 @@ class TestDesk:
     def test_what_it_announces_outlives_the_process(self, office, message):
         office.desk.announce(message)
         assert office.channel.sent == [message]
-        assert office.shared.read() == [message]
+        assert office.shared.read(is_over=True) == [message]
 
     def test_a_snapshot_goes_out_with_the_outcome_of_its_turn(self, office):
         self.claim(office, "a")
         office.claims.claim()
         office.desk.announce(Snapshot(1, b"state"))
         assert office.channel.sent == []
-        assert office.shared.read() == [Snapshot(1, b"state")]
+        assert office.shared.read(is_over=True) == [Snapshot(1, b"state")]
         self.reply(office, 1)
         assert office.channel.sends == [2]
         assert [type(m) for m in office.channel.sent] == [Snapshot, Answer]
-        assert office.shared.read() == office.channel.sent
+        assert office.shared.read(is_over=True) == office.channel.sent
 
     def test_a_large_one_goes_before_it(self, office):
         """Together they could be more than the supervisor's socket takes."""
@@ -458,7 +458,7 @@ class TestSync:
 
     def test_the_ledger_is_forgotten_as_far_as_it_is_acknowledged(self, office):
         serve_sync(office, str.upper, office.run("a", "b"), office.run("c", acked=2))
-        assert [outcome.text for outcome in office.shared.read()] == ["C"]
+        assert [outcome.text for outcome in office.shared.read(is_over=True)] == ["C"]
 
 
 class Client:
@@ -712,7 +712,7 @@ class TestAsync:
         assert isinstance(broken, Broken)
         assert broken.is_loaded is True
         assert str(from_info(broken.error)) == "bad key"
-        assert office.shared.read() == [broken]
+        assert office.shared.read(is_over=True) == [broken]
         assert client.log == ["disconnect"]
 
     def test_a_client_that_cannot_be_renewed_is_broken_after_its_answer(self, office):
@@ -753,7 +753,7 @@ class TestAsync:
         async def scene(client):
             news = News(office)
             lease = Lease(1, b"\xc1", False)
-            office.shared.grant((lease,))
+            office.shared.grant([lease.number])
             office.next = 2
             office.channel.put(Run((lease,), 0), office.run("b"))
             await news.outcomes(2)
@@ -935,11 +935,13 @@ class TestSnapshots:
         seen = []
         office.channel.on_sent = None
         real = office.desk.reply
-        office.desk.reply = lambda outcome: seen.append(office.shared.read()) or real(outcome)
+        office.desk.reply = lambda outcome: (
+            seen.append(office.shared.read(is_over=True)) or real(outcome)
+        )
         self.converse(office, 1, begin=0)
         ((snapshot,),) = seen
         assert snapshot == Snapshot(1, codec.encode_value(1))
-        assert office.shared.read() == [snapshot, *office.outcomes]
+        assert office.shared.read(is_over=True) == [snapshot, *office.outcomes]
 
     def test_one_that_is_as_before_is_not_sent_again(self, office):
         self.converse(office, 7, 7, 8, begin=7)
