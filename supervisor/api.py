@@ -49,8 +49,8 @@ class Supervisor(BaseSupervisor):
             keeps its one conversation from prompt to prompt.
         timeout_s: seconds that a request may take unless its call says otherwise, the wait in
             the queue included; ``None`` for no limit.
-        window: most prompts of one ``map`` in flight or read ahead; ``max(4 * size, 1024)``
-            unless given.
+        window: most prompts of one ``map`` in flight or read ahead; unless given
+            ``max(4 * size, 1024)``, and more of a list of quick prompts.
         window_bytes: most bytes of prompts and unread answers in one ``map``'s window.
         max_pending: most requests of ``submit`` without an outcome; then ``QueueFull``.
         max_payload_bytes: largest encoded prompt or answer.

@@ -73,8 +73,6 @@ CHUNK_S = 0.004
 """Measured service time of the longest part of a chunk that goes to a worker as a whole."""
 MAX_BATCH = 256
 """Most requests that wait at one worker."""
-_UNDIVIDED = 8
-"""A part of a chunk that is this fraction of the longest is not divided further."""
 MAX_BATCH_BYTES = 256 * 1024
 """Payload bytes after which no more requests are put into one message."""
 INSPECT_AFTER_S = 0.004
@@ -125,6 +123,7 @@ class Pool:
         self._spawn_at = math.inf  # when a start that has to wait may be tried again
         self._depth = 0  # how many may wait at a busy worker
         self._part_depth = 0  # the same, of a chunk
+        self._undivided = 0  # a part of a chunk that is so short is not divided among workers
         self._inspect_at = math.inf
         self._service_s = 1.0  # moving estimate; quick to rise, slow to fall
         self._forecast = Forecast()
@@ -304,11 +303,12 @@ class Pool:
         """A worker's replies; one that is late or belongs to no running request is dropped."""
         worker = self.workers[number]
         actions: list[Action] = []
-        slowest_s = -1.0
+        slowest_s, together = -1.0, 1
         before = worker.answered
         for outcome in outcomes:
             if isinstance(outcome, Answers):
                 slowest_s = max(slowest_s, self._answered_together(worker, outcome, actions))
+                together = worker.answered - before
                 continue
             lease = outcome.lease
             if not worker.leases or worker.leases[0].lease != lease:
@@ -328,7 +328,7 @@ class Pool:
             worker.interrupt_by = None
             self._interrupting.pop(number, None)  # one that is killed need not be among them
         self._restart.succeeded()
-        self._learn(slowest_s)
+        self._learn(slowest_s, together)
         self._file(worker)
         return actions
 
@@ -598,7 +598,7 @@ class Pool:
             return
         count = min(count, self._part_depth)
         # A short rest is not divided: two halves would cost more than one waits for the other.
-        if head.count <= max(count, self._part_depth // _UNDIVIDED) and (
+        if head.count <= max(count, self._undivided) and (
             worker.quota - worker.given >= head.count
         ):
             part = head
@@ -731,12 +731,14 @@ class Pool:
         """From when on a busy worker's first lease takes long without news."""
         return worker.head_since + self._foreseen_s + INSPECT_AFTER_S
 
-    def _learn(self, duration_s: float) -> None:
-        """Take a measured service time into the estimate that sets the depth."""
+    def _learn(self, duration_s: float, count: int = 1) -> None:
+        """Take a measured service time, of so many, into the estimate that sets the depths."""
         estimate = self._service_s
-        estimate += (duration_s - estimate) * (1.0 if duration_s > estimate else 0.1)
+        weight = 1.0 if duration_s > estimate else 1.0 - 0.9**count
+        estimate += (duration_s - estimate) * weight
         self._service_s = estimate
         self._part_depth = min(CHUNK_ITEMS, int(CHUNK_S / (estimate + 1e-6)))
+        self._undivided = int(BATCH_S / (estimate + 1e-6))
         depth = min(MAX_BATCH, int(BATCH_S / (estimate + 1e-6)))
         self._foreseen_s = 0.0 if depth else self._forecast.seconds
         depth = depth or int(self._foreseen_s > 0)

@@ -14,11 +14,12 @@ from typing import Any, Protocol
 import msgpack
 
 from soloist.protocol import codec
+from soloist.protocol.errors import to_info
 from soloist.protocol.messages import Answer, Chunk, Failure
 from soloist.worker.clients import function
 from soloist.worker.ledger import Claims, Page
 
-SEND_S = 0.001
+SEND_S = 0.002
 """How long answers of a chunk that goes on may be held back."""
 
 
@@ -40,9 +41,6 @@ class Desk(Protocol):
     def reply(self, outcome: Answer | Failure) -> None:
         """Make one outcome safe, then send it."""
 
-    def fail(self, lease: int, duration_s: float, error: BaseException) -> None:
-        """Reply with an error."""
-
 
 def run(desk: Desk, chunk: Chunk, call: Callable[[Any], Any]) -> None:
     """Run what is not taken back of a chunk, whose first lease has been claimed.
@@ -63,11 +61,11 @@ def run(desk: Desk, chunk: Chunk, call: Callable[[Any], Any]) -> None:
             data = pack(text if type(text) is str else function.text_of(text))
         except BaseException as error:  # noqa: BLE001 - sys.exit() in user code is its failure
             now = clock()
-            _set_aside(desk, page, chunk, lease, now - before, text, error)
+            _set_aside(desk, page, number, _outcome(lease, now - before, text, error))
         else:
             now = clock()
             if len(data) > max_bytes or not put(data, now - before):
-                _set_aside(desk, page, chunk, lease, now - before, text, None)
+                _set_aside(desk, page, number, Answer(lease, now - before, text, 1, b""))
         if now - sent >= SEND_S:
             _send(desk, page, number)
             desk.flush()
@@ -82,22 +80,17 @@ def run(desk: Desk, chunk: Chunk, call: Callable[[Any], Any]) -> None:
     desk.flush()
 
 
-def _set_aside(
-    desk: Desk,
-    page: Page,
-    chunk: Chunk,
-    lease: int,
-    duration_s: float,
-    text: object,
-    error: BaseException | None,
-) -> None:
+def _outcome(lease: int, duration_s: float, text: object, error: BaseException) -> Answer | Failure:
+    """What came of a prompt that has no encoded answer."""
+    if type(text) is str:  # no UTF-8; when it is sent it is refused
+        return Answer(lease, duration_s, text, 1, b"")
+    return Failure(lease, duration_s, to_info(error))
+
+
+def _set_aside(desk: Desk, page: Page, number: int, outcome: Answer | Failure) -> None:
     """Reply to one lease by itself: it failed, or its answer has no place in the page."""
-    _send(desk, page, chunk.number)
-    if type(text) is str:  # if that cannot be sent, the reply says so
-        desk.reply(Answer(lease, duration_s, text, 1, b""))
-    else:
-        assert error is not None
-        desk.fail(lease, duration_s, error)
+    _send(desk, page, number)
+    desk.reply(outcome)
     page.skip()
 
 

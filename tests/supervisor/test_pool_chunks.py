@@ -297,14 +297,28 @@ class TestDispatch:
         assert world.pool.outstanding == 0
 
     def test_workers_get_equal_shares(self):
-        world, *_ = quick_world(2)
-        world.submit(CHUNK_ITEMS)
-        assert [len(c.prompts) for c in chunks_of(world.decide())] == [512, 512]
+        world = World(2)
+        world.pool._service_s = 1e-5
+        world.pool._learn(1e-5)
+        world.up(2)
+        world.submit(600)
+        assert [len(c.prompts) for c in chunks_of(world.decide())] == [300, 300]
 
     def test_a_short_chunk_is_not_divided(self):
         world, *_ = quick_world(2)
         world.submit(100)
         assert [len(c.prompts) for c in chunks_of(world.decide())] == [100]
+
+    def test_many_quick_answers_outweigh_a_slow_one(self):
+        """Each message counts for as many as it has."""
+        world, worker = quick_world()
+        world.pool._learn(1e-3)
+        assert world.pool._part_depth < 5
+        world.submit(200)
+        for _ in range(40):
+            world.decide()
+            worker.run().deliver()
+        assert world.pool._part_depth > 500
 
     def test_as_much_goes_as_takes_little_time(self):
         world = World(1)
