@@ -8,7 +8,8 @@ Invariants: a worker holds at most one claimed lease; a request stands in the qu
 one worker's leases or among the delayed until it is settled, once; a lease number is never used
 twice in one incarnation; ``len(workers) <= size``; while the limiter has to be asked, every
 dispatch takes a token and nothing is sent to wait at a busy worker; amid a pause nothing is
-dispatched and nothing waits at any worker.
+dispatched and nothing waits at any worker. A part of a chunk stands for as many requests as it
+has prompts; a worker holds at most as many parts as its ledger has pages.
 
 The module is long because every event and the one decision read and write the same collections;
 what has a state of its own stands elsewhere (``crew``, ``deadlines``, ``forecast``, ``rate``,

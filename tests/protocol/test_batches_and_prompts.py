@@ -69,3 +69,56 @@ def test_a_cached_function_is_cached_as_it_was():
     assert [function(1), function(1), function(1.0)] == [1, 1, 1.0]
     assert calls == [1, 1.0]
     assert function.cache_parameters() == {"maxsize": 1, "typed": True}
+
+
+class TestTexts:
+    """What a chunk is made of."""
+
+    @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=9), max_size=40))
+    def test_answers_encoded_piece_by_piece_are_the_same_as_at_once(self, texts):
+        durations = bytes(8 * len(texts))
+        pieces = b"".join(map(msgpack.packb, texts))
+        message = m.Answers(7, durations, tuple(texts))
+        assert codec.encode_answers(7, durations, pieces) == codec.encode(message)
+        assert codec.decode_texts(pieces + b"\xc1 what follows", len(texts)) == tuple(texts)
+
+    @pytest.mark.parametrize("data", [b"", b"\xa1a", b"\xa1a\xa9b", b"\xa1a\xc1", b"\xa1a\xa1\xff"])
+    def test_of_which_some_are_missing_or_broken_are_refused(self, data):
+        with pytest.raises(RemoteProtocolError):
+            codec.decode_texts(data, 2)
+
+    def test_in_the_place_of_one_may_be_nothing(self):
+        assert codec.decode_texts(b"\xa1a\xc0\xa1b", 3) == ("a", None, "b")
+
+    @given(st.lists(st.text(max_size=9), max_size=9))
+    def test_have_their_size_as_utf_8(self, texts):
+        try:
+            expected = sum(len(text.encode()) for text in texts)
+        except UnicodeEncodeError:
+            expected = None
+        assert codec.size_of_texts(texts) == expected
+
+    @pytest.mark.parametrize("value", [b"a", 7, None, ["a"]], ids=repr)
+    def test_nothing_else_has_a_size(self, value):
+        assert codec.size_of_texts(["a", value]) is None
+
+    def test_of_another_class_are_not_sent_together(self):
+        class Text(str):
+            pass
+
+        assert codec.size_of_texts([Text("a")]) is None
+
+    @pytest.mark.parametrize(
+        "message",
+        [
+            m.Chunk(1, ("a", 7), 0),
+            m.Chunk(1, (b"a",), 0),
+            m.Answers(1, bytes(8), (b"a",)),
+            m.Answers(1, bytes(8), ()),
+            m.Answers(1, bytes(15), ("a", "b")),
+        ],
+        ids=repr,
+    )
+    def test_messages_with_something_else_are_the_peers_fault(self, message):
+        with pytest.raises(RemoteProtocolError):
+            codec.decode(codec.encode(message))
