@@ -10,6 +10,7 @@ raises, no process is left in the namespace.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import os
@@ -18,7 +19,7 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -53,32 +54,47 @@ def run_isolated(
         subprocess.TimeoutExpired: the script was still running after ``timeout_s``.
     """
     unshare = _unshare_command()
-    readable, writable = os.pipe()
-    process = subprocess.Popen(
-        [*unshare, sys.executable, __file__, *script_args],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=_ROOT,
-        env={**env, _NAMESPACE_FD: str(writable)},
-        pass_fds=[writable],
-        start_new_session=True,
-        text=True,
-    )
-    os.close(writable)
-    with os.fdopen(readable) as pipe:
-        namespace = pipe.read()
-    assert namespace != os.readlink("/proc/self/ns/net"), "the script must not run out here"
-    try:
-        stdout, stderr = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired as error:
-        _kill_all_in(namespace)
-        error.stdout, error.stderr = process.communicate()
-        raise
-    finally:
-        _kill_all_in(namespace)
-        process.wait()
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            process = subprocess.Popen(
+                [*unshare, sys.executable, __file__, *script_args],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd=_ROOT,
+                env={**env, _NAMESPACE_FD: str(theirs.fileno())},
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+                text=True,
+            )
+        with _namespace_from(ours) as namespace:
+            try:
+                stdout, stderr = process.communicate(timeout=timeout_s)
+            except subprocess.TimeoutExpired as error:
+                _kill_all_in(namespace)
+                error.stdout, error.stderr = process.communicate()
+                raise
+            finally:
+                _kill_all_in(namespace)
+                process.wait()
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+@contextlib.contextmanager
+def _namespace_from(launcher: socket.socket) -> Iterator[str]:
+    """The name of the script's namespace, which stays its own until the end.
+
+    The kernel gives the name of a namespace that has ended to the next one, another test's; so
+    this one is held open until nobody will be killed for being in it.
+    """
+    _, (held,), _, _ = socket.recv_fds(launcher, 1, 1)
+    try:
+        namespace = os.readlink(f"/proc/self/fd/{held}")
+        assert namespace != os.readlink("/proc/self/ns/net"), "the script must not run out here"
+        yield namespace
+    finally:
+        os.close(held)
 
 
 def output_of(script_args: Sequence[str], folder: Path, timeout_s: float) -> str:
@@ -160,8 +176,9 @@ def _bring_loopback_up() -> None:
 
 def _become(script_args: list[str]) -> None:
     _bring_loopback_up()
-    with os.fdopen(int(os.environ.pop(_NAMESPACE_FD)), "w") as pipe:
-        pipe.write(os.readlink("/proc/self/ns/net"))
+    with socket.socket(fileno=int(os.environ.pop(_NAMESPACE_FD))) as caller:
+        namespace = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        socket.send_fds(caller, [b"\0"], [namespace])
     os.execv(sys.executable, [sys.executable, *script_args])
 
 

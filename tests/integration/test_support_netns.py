@@ -5,6 +5,7 @@ import subprocess
 import psutil
 import pytest
 
+from tests import support_netns
 from tests.support_netns import IsolationUnavailable, run_isolated
 
 TIMEOUT_S = 20
@@ -53,6 +54,22 @@ if {hangs}:
         isolated(program.format(hangs=True), {}, timeout_s=1)
     for output in (done.stdout, late.value.stdout):
         assert not is_running(int(output))
+
+
+def test_no_other_namespace_takes_its_name_before_the_last_look_for_its_processes(monkeypatch):
+    """Else whatever runs there would be killed: the kernel uses a free name again at once."""
+    kill_all_in, others = support_netns._kill_all_in, []
+
+    def with_another(namespace):
+        look = [*support_netns._unshare_command(), "readlink", "/proc/self/ns/net"]
+        for _ in range(30):  # a name is free some milliseconds after the last process's end
+            others.append(subprocess.run(look, capture_output=True, text=True, check=True).stdout)
+        kill_all_in(namespace)
+        assert f"{namespace}\n" not in others
+
+    monkeypatch.setattr(support_netns, "_kill_all_in", with_another)
+    assert isolated("print('done')", {}).stdout == "done\n"
+    assert others
 
 
 def is_running(pid):
