@@ -124,7 +124,7 @@ def encode(message: m.WireMessage) -> bytes:
         raise LocalProtocolError(f"{type(message).__name__} cannot be encoded: {error}") from error
 
 
-def decode(data: bytes) -> m.WireMessage:
+def decode(data: bytes | memoryview) -> m.WireMessage:
     """Rebuild a message from its bytes.
 
     Raises:
@@ -133,7 +133,7 @@ def decode(data: bytes) -> m.WireMessage:
     return _message(_unpack(data))
 
 
-def decode_batch(data: bytes) -> list[m.WireMessage]:
+def decode_batch(data: bytes | memoryview) -> list[m.WireMessage]:
     """Rebuild messages that ``join`` put together.
 
     Raises:
@@ -354,7 +354,7 @@ def decode_maps(data: bytes) -> list[Map]:
 
 
 def _unpack(
-    data: bytes,
+    data: bytes | memoryview,
     *,
     use_list: bool = False,
     object_pairs_hook: Callable[[list[tuple[Any, Any]]], Any] | None = None,

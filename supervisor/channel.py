@@ -1,23 +1,28 @@
-"""The supervisor's socket towards its workers: one ROUTER on ``ipc://``.
+"""The supervisor's two ways to its workers: a lane to each, and one ROUTER on ``ipc://``.
 
+Short messages take the lane, all others go over ZeroMQ (see :mod:`soloist.protocol.sequence`).
 The only zmq in the supervisor's pool. Owned by the I/O thread; nothing here is thread-safe.
 
 Invariants: an identity is used by one process only; sending to a peer that has gone is
 reported, never silently dropped (ROUTER_MANDATORY); flow control is by leases, never by the high
-water mark. ``fileno`` is edge-triggered: after any send or receive look at ``has_input`` before
-waiting on it.
+water mark. ``fileno``, the ROUTER's, is edge-triggered: after any send or receive look at
+``has_input`` before waiting on it.
 """
 
 from __future__ import annotations
 
 import struct
+from collections import deque
 from collections.abc import Sequence
+from typing import NamedTuple, Protocol, TypeAlias
 
 import zmq
 
 from soloist.protocol import codec
 from soloist.protocol.errors import RemoteProtocolError
 from soloist.protocol.messages import WireMessage
+from soloist.protocol.sequence import parted
+from soloist.supervisor.lane import Lane
 
 _IDENTITY = struct.Struct(">BII")
 # Plain numbers: zmq's enums cost a microsecond at each use.
@@ -30,6 +35,34 @@ _MARK = 1  # ZeroMQ reserves identities that begin with a zero byte
 def identity(number: int, life: int) -> bytes:
     """The routing id of one process: the worker's number, and which of all forks it is."""
     return _IDENTITY.pack(_MARK, number, life)
+
+
+Said: TypeAlias = Sequence[WireMessage | RemoteProtocolError]
+"""What a worker sent together; what was no message is the error that says so."""
+
+
+class Received(NamedTuple):
+    """What came from one worker.
+
+    Attributes:
+        number: the worker's, 0 for somebody who is none.
+        life: which of all forks it is, -1 for somebody who is none.
+        messages: what it sent together.
+        place: of these among all that it sends, from 1; 0 if that cannot be known.
+    """
+
+    number: int
+    life: int
+    messages: Said
+    place: int
+
+
+class Peer(Protocol):
+    """A worker that can be sent to."""
+
+    number: int
+    life: int
+    lane: Lane[Said]
 
 
 class Channel:
@@ -51,6 +84,7 @@ class Channel:
         self._socket.bind(endpoint)
         self._is_dry = False  # nothing was there at the last look, and nothing has happened since
         self._is_woken = False  # the descriptor reported something after the last look
+        self._readable: deque[Peer] = deque()  # whose lanes may hold something
 
     def fileno(self) -> int:
         """Descriptor that becomes readable, edge-triggered, when ``has_input`` may have changed."""
@@ -61,20 +95,35 @@ class Channel:
         self._is_dry = False
         self._is_woken = True
 
+    def wake_lane(self, peer: Peer) -> None:
+        """A worker's lane was readable: look there."""
+        if peer not in self._readable:
+            self._readable.append(peer)
+
     def has_input(self) -> bool:
-        """Whether ``receive`` would give something."""
+        """Whether ``receive`` may give something."""
+        return bool(self._readable) or self._has_frames()
+
+    def _has_frames(self) -> bool:
         if self._is_dry:
             return False
         self._is_dry = not int(self._socket.getsockopt(_EVENTS)) & _POLLIN
         return not self._is_dry
 
-    def receive(self) -> tuple[int, int, Sequence[WireMessage | RemoteProtocolError]] | None:
-        """Take what one worker sent together: ``(number, life, messages)``.
+    def receive(self) -> Received | None:
+        """Take what one worker sent together; ``None`` if nothing is there."""
+        while self._readable:
+            peer = self._readable[0]
+            data = peer.lane.receive()
+            if data is not None:
+                self._readable.rotate(-1)  # next is another one
+                return _received(peer.number, peer.life, data)
+            self._readable.popleft()
+        return self._receive_frames()
 
-        What is not a message comes back as the error that says so; ``None`` if nothing is there.
-        """
+    def _receive_frames(self) -> Received | None:
         # After a wake-up something is there; else asking is cheaper than to try and fail.
-        if not self._is_woken and not self.has_input():
+        if not self._is_woken and not self._has_frames():
             return None
         self._is_woken = False
         try:  # not recv_multipart: two frames are expected, and each question takes time
@@ -90,19 +139,24 @@ class Channel:
             last = self._socket.recv(_NOBLOCK, copy=False)
             is_foreign = True
         if is_foreign:
-            return 0, -1, []  # from no worker of ours
+            return Received(0, -1, (), 0)  # from no worker of ours
         _, number, life = _IDENTITY.unpack(sender)
-        try:
-            return number, life, codec.decode_batch(frame)
-        except RemoteProtocolError as error:
-            return number, life, [error]
+        return _received(number, life, frame)
 
-    def send(self, number: int, life: int, message: WireMessage) -> bool:
+    def send(self, peer: Peer, message: WireMessage) -> bool:
         """Queue a message for a worker; ``False`` if that worker is gone or takes nothing."""
+        lane = peer.lane
+        data = lane.next(codec.encode(message))
+        is_sent = lane.send(data) or self._send_frames(identity(peer.number, peer.life), data)
+        if is_sent:
+            lane.sent()
+        return is_sent
+
+    def _send_frames(self, receiver: bytes, data: bytes) -> bool:
         self._is_dry = False  # the descriptor may just have been robbed of its edge
         try:
-            self._socket.send(identity(number, life), _MORE)
-            self._socket.send(codec.encode(message), _NOBLOCK)
+            self._socket.send(receiver, _MORE)
+            self._socket.send(data, _NOBLOCK)
         except (zmq.Again, zmq.ZMQError):
             return False
         return True
@@ -111,3 +165,12 @@ class Channel:
         """Close the socket and its context; unsent messages are dropped."""
         self._socket.close(0)
         self._context.term()
+
+
+def _received(number: int, life: int, data: bytes) -> Received:
+    place = 0
+    try:
+        place, payload = parted(data)
+        return Received(number, life, codec.decode_batch(payload), place)
+    except RemoteProtocolError as error:
+        return Received(number, life, [error], place)

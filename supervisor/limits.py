@@ -7,8 +7,9 @@ import threading
 
 from soloist.protocol.errors import InvalidOptions, TooManyWorkers
 
-_PER_WORKER = 8
-"""Pidfd, status, both ends of the grants, ledger, its socket connection, its two outputs."""
+_PER_WORKER = 10
+"""Pidfd, status, both ends of the grants and the lane, ledger, its socket connection, its two
+outputs."""
 _BASE = 64
 
 

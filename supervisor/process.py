@@ -37,8 +37,9 @@ from multiprocess import forkserver as mp_forkserver
 from multiprocess.context import reduction
 
 from soloist.protocol.errors import ClientConnectError, SoloistError, SupervisorClosed, WorkerLost
-from soloist.supervisor.channel import identity
+from soloist.supervisor.channel import Said, identity
 from soloist.supervisor.crew import Spawn, last_words
+from soloist.supervisor.lane import Lane
 from soloist.supervisor.ledger import Ledger
 from soloist.supervisor.output import Output, Pipes
 from soloist.worker import main as worker_main
@@ -298,6 +299,7 @@ class WorkerProcess:
         pid: its process id.
         status: descriptor that gives the exit code once the process has been reaped.
         ledger: grants and outcomes.
+        lane: the short way to it and back.
         output: what it prints.
     """
 
@@ -309,6 +311,7 @@ class WorkerProcess:
         *,
         status: int,
         ledger: Ledger,
+        lane: Lane[Said],
         output: Output,
     ) -> None:
         self.number = order.number
@@ -316,6 +319,7 @@ class WorkerProcess:
         self.life = life
         self.pid = pid
         self.ledger = ledger
+        self.lane = lane
         self.output = output
         self._status = status
         self._pidfd = _open_pidfd(pid)
@@ -361,6 +365,7 @@ class WorkerProcess:
         if self._pidfd is not None:
             os.close(self._pidfd)
         self.ledger.close()
+        self.lane.close()
         self.output.close()
 
 
@@ -382,10 +387,17 @@ class _Fork:
         with contextlib.ExitStack() as undo:
             self._ledger = Ledger()
             undo.callback(self._ledger.close)
+            self._lane: Lane[Said] = Lane()
+            undo.callback(self._lane.close)
             self._pipes = Pipes()
             undo.callback(self._pipes.close)
             self._status, data = forkserver.connect_to_new_process(
-                [self._ledger.grants_r, self._ledger.outcomes, *self._pipes.writers]
+                [
+                    self._ledger.grants_r,
+                    self._ledger.outcomes,
+                    self._lane.theirs,
+                    *self._pipes.writers,
+                ]
             )
             self._pipes.close_writers()
             undo.callback(os.close, self._status)
@@ -408,6 +420,7 @@ class _Fork:
                 pid,
                 status=self._status,
                 ledger=self._ledger,
+                lane=self._lane,
                 output=output,
             )
             undo.pop_all()

@@ -54,7 +54,7 @@ from soloist.supervisor import events
 from soloist.supervisor.broker import Broker
 from soloist.supervisor.brokers import Brokers
 from soloist.supervisor.calls import Calls
-from soloist.supervisor.channel import Channel
+from soloist.supervisor.channel import Channel, Received
 from soloist.supervisor.crew import (
     Action,
     Dispatch,
@@ -84,10 +84,6 @@ from soloist.supervisor.watch import Watch
 
 Crew: TypeAlias = Pool | Broker
 """Who decides for a worker."""
-Said: TypeAlias = Sequence[WireMessage | RemoteProtocolError]
-"""What a worker sent together; what was no message is the error that says so."""
-
-
 _OUTCOMES = frozenset({Answer, Answers, Failure})
 
 
@@ -142,7 +138,7 @@ class Workers:
         self.first: Future[None] = Future()
         self.counts = {"answered": 0, "failed": 0, "cancelled": 0}
         self._processes: dict[int, WorkerProcess] = {}
-        self._early: dict[int, list[tuple[int, Said]]] = {}
+        self._early: dict[int, list[Received]] = {}
         self._has_settled = False
         self.watch = Watch(
             wedge_after_s,
@@ -253,7 +249,7 @@ class Workers:
         self.watch.expect()
         process.ledger.grant(_numbers(action.run))
         # If it is gone its exit is about to be seen, and then what it did not claim waits again.
-        self._channel.send(process.number, process.life, action.run)
+        self._channel.send(process, action.run)
 
     def _do_spawn(self, action: Spawn) -> None:
         self.watch.expect()
@@ -272,14 +268,14 @@ class Workers:
         process = self._processes[action.number]
         message = InterruptMessage(action.lease)
         self.reports.worker(action.number, events.TURN_INTERRUPTED, lease=action.lease)
-        self._channel.send(process.number, process.life, message)
+        self._channel.send(process, message)
 
     def _do_stop(self, action: Stop) -> None:
         self.watch.expect()
         process = self._processes.get(action.number)
         if process is None:
             return  # it is killed as soon as it is known
-        if not self._channel.send(process.number, process.life, StopMessage()):
+        if not self._channel.send(process, StopMessage()):
             process.signal(signal.SIGKILL)  # it has not even connected
 
     def _lose_patience(self, action: Kill) -> None:
@@ -296,7 +292,7 @@ class Workers:
         self.watch.expect()
         process = self._processes[action.number]
         message = Command(action.call, action.name, action.arguments)
-        self._channel.send(process.number, process.life, message)
+        self._channel.send(process, message)
 
     def _session_ended(self, action: Ended) -> None:
         self._calls.lost(action.number, None)
@@ -308,17 +304,25 @@ class Workers:
     def take(self) -> None:
         """Take in everything that has come on the channel."""
         while (received := self._channel.receive()) is not None:
-            number, life, messages = received
+            number = received.number
             crew = self._owner(number)
             worker = None if crew is None else crew.workers.get(number)
             if crew is None or worker is None:
                 continue
             process = self._processes.get(number)
             if process is None:
-                self._early.setdefault(number, []).append((life, messages))
-            elif process.life == life:  # else an earlier one's last words
+                self._early.setdefault(number, []).append(received)
+            elif process.life == received.life:  # else an earlier one's last words
                 worker.heard_at = time.monotonic()
-                self._hear(crew, number, messages)
+                self._hear_in_order(crew, process, received)
+
+    def _hear_in_order(self, crew: Crew, process: WorkerProcess, received: Received) -> None:
+        """Take in what one worker said, and what came before it, over the other way."""
+        if not received.place:  # it is none that could stand in order
+            self._hear(crew, process.number, received.messages)
+            return
+        for messages in process.lane.heard.take(received.place, received.messages):
+            self._hear(crew, process.number, messages)
 
     def _hear(self, crew: Crew, number: int, messages: Iterable[Any]) -> None:
         """Take in what one worker said, outcomes that follow each other together."""
@@ -390,7 +394,7 @@ class Workers:
 
     def _do_reply(self, process: WorkerProcess, answer: ControlReply) -> None:
         if self._processes.get(process.number) is process:
-            self._channel.send(process.number, process.life, answer)
+            self._channel.send(process, answer)
 
     # -- processes come and go -------------------------------------------------------------------
 
@@ -402,17 +406,19 @@ class Workers:
             process.close()
             return
         self._processes[number] = process
-        self._selector.register(
-            process.fileno(), selectors.EVENT_READ, lambda: self._exited(process)
-        )
+        for source, wake in (
+            (process.fileno(), lambda: self._exited(process)),
+            (process.lane.fileno(), lambda: self._channel.wake_lane(process)),
+        ):
+            self._selector.register(source, selectors.EVENT_READ, wake)
         self._outputs.add(process.output)
         self.reports.worker(number, events.WORKER_SPAWNED, pid=process.pid)
         crew = self._crew(number)
         if crew.workers[number].state is WorkerState.STOPPING:  # nobody wants it any more
             process.signal(signal.SIGKILL)
-        for life, messages in self._early.pop(number, ()):
-            if life == process.life:
-                self._hear(crew, number, messages)
+        for received in self._early.pop(number, ()):
+            if received.life == process.life:
+                self._hear_in_order(crew, process, received)
 
     def spawn_failed(self, number: int, error: SoloistError) -> None:
         """The system, or the helper, refused to start a process."""
@@ -429,6 +435,8 @@ class Workers:
     def _exited(self, process: WorkerProcess) -> None:
         """A process has ended: read all it left, then let its crew decide."""
         self._selector.unregister(process.fileno())
+        self._selector.unregister(process.lane.fileno())
+        self._channel.wake_lane(process)
         self.take()
         number = process.number
         crew = self._crew(number)
@@ -467,7 +475,7 @@ class Workers:
 
     def _ping(self, number: int) -> None:
         process = self._processes[number]
-        self._channel.send(process.number, process.life, Ping())
+        self._channel.send(process, Ping())
 
     def _wedged(self, wedged: Wedged) -> None:
         """End a worker that makes no progress; a client that blocks in connect cannot start."""

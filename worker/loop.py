@@ -267,12 +267,14 @@ class _AsyncLoop:
     async def run(self) -> bool:
         control.install(self._controls)
         loop = asyncio.get_running_loop()
-        descriptor = self._desk.channel.fileno()
-        loop.add_reader(descriptor, self._readable)
+        sources = self._desk.channel.sources()
+        for descriptor, wake in sources:
+            loop.add_reader(descriptor, self._readable, wake)
         try:
             return await self._race(self._serve())
         finally:
-            loop.remove_reader(descriptor)
+            for descriptor, _ in sources:
+                loop.remove_reader(descriptor)
             await self._host.disconnect()
 
     async def _race(self, serving: Coroutine[Any, Any, bool]) -> bool:
@@ -385,9 +387,9 @@ class _AsyncLoop:
         self._desk.put(codec.encode(message))
         self._flush()
 
-    def _readable(self) -> None:
+    def _readable(self, wake: Callable[[], None]) -> None:
         """Take one message in; a turn that begins with it need not wait for the second look."""
-        self._desk.channel.wake()
+        wake()
         message = self._desk.channel.receive_nowait()
         if message is not None:
             self._hear(message)

@@ -93,24 +93,25 @@ class WorkerConfig:
     connect_timeout_s: float | None = None
 
     def _bootstrap(self, _parent_sentinel: int) -> int:
-        grants, outcomes, stdout, stderr = mp_forkserver.get_inherited_fds()
+        grants, outcomes, lane, stdout, stderr = mp_forkserver.get_inherited_fds()
         print_to(stdout, stderr)
         try:
-            return run(self, grants=grants, outcomes=outcomes)
+            return run(self, grants=grants, outcomes=outcomes, lane=lane)
         finally:
             flush()
 
 
-def run(config: WorkerConfig, *, grants: int, outcomes: int) -> int:
+def run(config: WorkerConfig, *, grants: int, outcomes: int, lane: int) -> int:
     """Be a worker until told to stop; the process's exit code.
 
     Args:
         config: see there.
         grants: read end of the grant pipe.
         outcomes: the ledger's file.
+        lane: this side's end of the lane.
     """
     _become_worker(config)
-    with Channel(config.endpoint, config.identity) as channel:
+    with Channel(config.endpoint, config.identity, lane) as channel:
         desk = loop.Desk(channel, Claims(grants), Ledger(outcomes), config.max_payload_bytes)
         try:
             serve = _prepare(config, desk)

@@ -178,15 +178,15 @@ class Taps:
         taps = self
 
         class TappedChannel(channel.Channel):
-            def send(self, number: int, incarnation: int, message: Any) -> bool:
-                is_sent = super().send(number, incarnation, message)
-                taps.sent(number, message)
+            def send(self, peer: channel.Peer, message: Any) -> bool:
+                is_sent = super().send(peer, message)
+                taps.sent(peer.number, message)
                 return is_sent
 
             def receive(self) -> Any:
                 received = super().receive()
                 if received is not None:
-                    taps.received(received[0], received[2])
+                    taps.received(received.number, received.messages)
                 return received
 
         return TappedChannel

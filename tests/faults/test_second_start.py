@@ -10,29 +10,29 @@ import threading
 import pytest
 
 from soloist import RestartLimitReached, Supervisor, WorkerLost
-from soloist.protocol.messages import Ready
+from soloist.protocol.messages import Loaded
 from soloist.supervisor import io_thread, process
 from tests.support import LIMIT_S, eventually
 
 
 def test_a_helper_that_dies_while_it_forks_costs_nothing(monkeypatch):
-    """The first process is READY and has said so when the helper dies without an answer."""
-    is_ready = threading.Event()
+    """The first process has loaded the client and said so when the helper dies without an answer."""
+    has_loaded = threading.Event()
     finish = process._Fork.finish
     ghosts = []
 
     class Channel(io_thread.Channel):
         def receive(self):
             received = super().receive()
-            if received is not None and any(type(m) is Ready for m in received[2]):
-                is_ready.set()
+            if received is not None and any(type(m) is Loaded for m in received.messages):
+                has_loaded.set()
             return received
 
     def first_fails(self, *number):
         worker = finish(self, *number)
         if not ghosts:
             ghosts.append(worker)
-            assert is_ready.wait(LIMIT_S)
+            assert has_loaded.wait(LIMIT_S)
             worker.signal(signal.SIGKILL)
             worker.close()
             raise EOFError("as from a helper that died")

@@ -69,7 +69,7 @@ class TestDescriptors:
 
     def test_the_soft_limit_stays_within_the_hard_one(self, monkeypatch):
         rlimit = Rlimit(monkeypatch, 1024, 2048)
-        limits.reserve_descriptors(200)
+        limits.reserve_descriptors(150)
         assert rlimit.limits == (2048, 2048)
 
     def test_more_than_the_hard_limit_is_refused_and_changes_nothing(self, monkeypatch):

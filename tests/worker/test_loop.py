@@ -53,7 +53,8 @@ class FakeChannel:
     """A channel whose other side is a script.
 
     ``then`` holds what the supervisor does, one step for each time that the worker waits.
-    ``fileno`` is edge-triggered as the real one: what arrives during a send does not show there.
+    Its descriptor is edge-triggered as one of the real ones: what arrives during a send does not
+    show there.
     """
 
     def __init__(self):
@@ -78,8 +79,8 @@ class FakeChannel:
 
     # -- the worker's side -------------------------------------------------------------------
 
-    def fileno(self):
-        return self._readable
+    def sources(self):
+        return [(self._readable, self.wake)]
 
     def receive(self):
         while not self.inbox:

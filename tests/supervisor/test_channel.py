@@ -1,0 +1,261 @@
+"""The two ways between a supervisor and a worker, with both real ends in this process."""
+
+import contextlib
+import os
+import select
+
+import pytest
+import zmq
+
+from soloist.protocol import codec
+from soloist.protocol.errors import RemoteProtocolError
+from soloist.protocol.messages import Command, Interrupt, Ping, Pong, Ready, Stop, Streamed
+from soloist.protocol.sequence import LANE_BYTES, numbered
+from soloist.supervisor.channel import Channel, identity
+from soloist.supervisor.lane import Lane
+from soloist.worker.channel import Channel as WorkerChannel
+
+LONG = b"x" * LANE_BYTES
+MAX_BYTES = 10_000_000
+LIMIT_S = 10.0
+
+
+class Peer:
+    """A worker as the supervisor knows it, and the worker's own channel."""
+
+    def __init__(self, endpoint, number=1, life=1):
+        self.number, self.life = number, life
+        self.lane = Lane()
+        self.channel = WorkerChannel(endpoint, identity(number, life), os.dup(self.lane.theirs))
+
+    def listen(self, count):
+        """The next so many messages that the worker hears, each as soon as it is told of it."""
+        wakes = dict(self.channel.sources())
+        poll = select.poll()
+        for descriptor in wakes:
+            poll.register(descriptor, select.POLLIN)
+        heard = []
+        while len(heard) < count:
+            if (message := self.channel.receive_nowait()) is not None:
+                heard.append(message)
+                continue
+            ready = poll.poll(LIMIT_S * 1000)
+            assert ready, "nothing comes"
+            for descriptor, _ in ready:
+                wakes[descriptor]()
+        return heard
+
+    def close(self):
+        self.channel.__exit__(None, None, None)
+        self.lane.close()
+
+
+class Office:
+    """The supervisor's channel, and what its I/O thread does with it."""
+
+    def __init__(self, tmp_path):
+        self.endpoint = f"ipc://{tmp_path}/workers"
+        self.channel = Channel(self.endpoint, max_bytes=MAX_BYTES)
+        self.peers = {}
+
+    def hire(self, number=1):
+        peer = self.peers[number] = Peer(self.endpoint, number)
+        return peer
+
+    def hear(self, count):
+        """So many messages, in order: who, what."""
+        heard = []
+        while len(heard) < count:
+            heard += self.look()
+            if len(heard) < count:
+                self.wait()
+        return heard
+
+    def look(self):
+        heard = []
+        while (received := self.channel.receive()) is not None:
+            lane = self.peers[received.number].lane
+            for messages in lane.heard.take(received.place, received.messages):
+                heard += [(received.number, message) for message in messages]
+        return heard
+
+    def wait(self):
+        """As the I/O thread does, for what is edge-triggered has been looked at."""
+        assert not self.channel.has_input()
+        poll = select.poll()
+        poll.register(self.channel.fileno(), select.POLLIN)
+        lanes = {peer.lane.fileno(): peer for peer in self.peers.values()}
+        for descriptor in lanes:
+            poll.register(descriptor, select.POLLIN)
+        ready = poll.poll(LIMIT_S * 1000)
+        assert ready, "nothing comes"
+        for descriptor, _ in ready:
+            if descriptor in lanes:
+                self.channel.wake_lane(lanes[descriptor])
+            else:
+                self.channel.wake()
+
+
+@pytest.fixture
+def office(tmp_path):
+    office = Office(tmp_path)
+    yield office
+    for peer in office.peers.values():
+        peer.close()
+    office.channel.close()
+
+
+@pytest.fixture
+def worker(office):
+    """One that has said its first word."""
+    peer = office.hire()
+    peer.channel.send(Ready())
+    assert office.hear(1) == [(1, Ready())]
+    return peer
+
+
+def long(number):
+    return Streamed(number, LONG)
+
+
+def short(number):
+    return Streamed(number, b"short")
+
+
+def is_on_lane(peer):
+    return bool(select.select([peer.lane.fileno()], [], [], 0)[0])
+
+
+class TestFromTheWorker:
+    def test_the_first_word_goes_over_zeromq_so_that_an_answer_finds_its_way(self, office):
+        peer = office.hire()
+        peer.channel.send(Ready())
+        assert not is_on_lane(peer)
+        assert office.hear(1) == [(1, Ready())]
+        command = Command(1, "set_model", LONG)
+        assert office.channel.send(peer, command)
+        assert peer.listen(1) == [command]
+
+    def test_short_messages_are_there_at_once(self, office, worker):
+        worker.channel.send(Pong())
+        assert is_on_lane(worker)
+        assert office.hear(1) == [(1, Pong())]
+
+    def test_long_and_short_ones_come_in_the_order_of_sending(self, office, worker):
+        sent = [long(n) if n % 3 else short(n) for n in range(30)]
+        for message in sent:
+            worker.channel.send(message)
+        assert [message for _, message in office.hear(30)] == sent
+
+    def test_a_full_lane_holds_nobody_up_and_loses_nothing(self, office, worker):
+        sent = [short(n) for n in range(3_000)]
+        for message in sent[:900]:  # ZeroMQ alone takes a thousand
+            worker.channel.send(message)
+        heard = office.hear(900)
+        for message in sent[900:]:
+            worker.channel.send(message)
+            heard += office.look()
+        heard += office.hear(3_000 - len(heard))
+        assert [message for _, message in heard] == sent
+
+    def test_what_was_sent_together_comes_together(self, office, worker):
+        worker.channel.send_encoded([codec.encode(short(n)) for n in range(3)])
+        office.wait()
+        assert office.channel.receive().messages == [short(0), short(1), short(2)]
+
+    def test_what_it_has_sent_can_be_read_after_its_death(self, office, worker):
+        worker.channel.send(short(1))
+        worker.channel.__exit__(None, None, None)
+        office.channel.wake_lane(worker)
+        assert office.look() == [(1, short(1))]
+        office.channel.wake_lane(worker)
+        worker.lane.close()
+        assert office.look() == []
+        del office.peers[1]
+
+    def test_no_worker_waits_for_another_that_says_much(self, office):
+        peers = [office.hire(number) for number in (1, 2, 3)]
+        for peer in peers:
+            peer.channel.send(Ready())
+        office.hear(3)
+        for peer in peers:
+            for n in range(5):
+                peer.channel.send(short(n))
+            office.channel.wake_lane(peer)
+            office.channel.wake_lane(peer)
+        assert [number for number, _ in office.look()] == [1, 2, 3] * 5
+
+
+class TestToTheWorker:
+    def test_long_and_short_ones_come_in_the_order_of_sending(self, office, worker):
+        sent = [Command(n, "x", LONG) if n % 3 else Interrupt(n) for n in range(30)]
+        assert all(office.channel.send(worker, message) for message in sent)
+        assert worker.listen(len(sent)) == sent
+
+    def test_a_full_lane_holds_nobody_up_and_loses_nothing(self, office, worker):
+        sent = [Interrupt(n) for n in range(900)]
+        assert all(office.channel.send(worker, message) for message in sent)
+        assert worker.listen(len(sent)) == sent
+
+    def test_what_cannot_be_sent_is_said_and_leaves_no_gap(self, office):
+        peer = office.hire()
+        assert not office.channel.send(peer, Command(1, "x", LONG))  # it is not connected yet
+        assert office.channel.send(peer, Ping())
+        assert peer.listen(1) == [Ping()]
+
+    def test_who_looks_without_waiting_is_told_by_the_descriptors(self, office, worker):
+        for message in (Ping(), Command(1, "x", LONG), Stop()):
+            assert worker.channel.receive_nowait() is None
+            assert office.channel.send(worker, message)
+            assert worker.channel.receive_nowait() is None  # nobody has told it yet
+            assert worker.listen(1) == [message]
+
+    def test_a_send_that_robs_the_descriptor_of_its_edge_lets_look_again(self, office, worker):
+        command = Command(1, "x", LONG)
+        assert worker.channel.receive_nowait() is None
+        assert office.channel.send(worker, command)
+        (_, _), (edge_triggered, _) = worker.channel.sources()
+        assert select.select([edge_triggered], [], [], LIMIT_S)[0]
+        worker.channel.send(long(1))
+        assert worker.channel.receive_nowait() == command
+
+    def test_who_waits_hears_what_comes_either_way(self, office, worker):
+        for message in (Ping(), Command(1, "x", LONG), Stop()):
+            assert office.channel.send(worker, message)
+            assert worker.channel.receive() == message
+
+
+class TestForeign:
+    @pytest.fixture
+    def foreign(self, office):
+        with contextlib.ExitStack() as ends:
+            context = zmq.Context()
+            ends.callback(context.term)
+
+            def connect(routing_id):
+                socket = context.socket(zmq.DEALER)
+                ends.callback(socket.close, 0)
+                socket.setsockopt(zmq.IDENTITY, routing_id)
+                socket.connect(office.endpoint)
+                return socket
+
+            yield connect
+
+    def heard(self, office):
+        while (received := office.channel.receive()) is None:
+            office.wait()
+        return received
+
+    def test_what_no_worker_sends_is_from_nobody(self, office, foreign):
+        foreign(b"somebody").send(numbered(1, b""))
+        assert self.heard(office) == (0, -1, (), 0)
+        foreign(identity(1, 1)).send_multipart([numbered(1, b""), b"more"])
+        assert self.heard(office) == (0, -1, (), 0)
+
+    def test_what_is_no_message_is_the_error_that_says_so(self, office, foreign):
+        socket = foreign(identity(1, 1))
+        for data, place in ((b"", 0), (b"\0" * 7, 0), (numbered(2, b"\xc1"), 2)):
+            socket.send(data)
+            number, life, (error,), at = self.heard(office)
+            assert (number, life, at) == (1, 1, place)
+            assert isinstance(error, RemoteProtocolError)
