@@ -16,7 +16,7 @@ from tests.support import LIMIT_S, eventually
 
 
 def test_a_helper_that_dies_while_it_forks_costs_nothing(monkeypatch):
-    """The first process has loaded the client and said so when the helper dies without an answer."""
+    """The first process has said that it has loaded when the helper dies without an answer."""
     has_loaded = threading.Event()
     finish = process._Fork.finish
     ghosts = []
