@@ -11,6 +11,7 @@ from collections import deque
 from typing import NamedTuple, TypeAlias
 
 from soloist.protocol.errors import RequestCancelled, SoloistError, WorkerLost, from_info
+from soloist.protocol.ledger import PAGES
 from soloist.protocol.messages import Answer, Chunk, Failure, Run
 from soloist.protocol.transitions import WORKER, RequestState, WorkerEvent, WorkerState, advance
 from soloist.supervisor.chunk import Chunk as PromptChunk
@@ -170,6 +171,7 @@ class Worker:
         "leases",
         "next_lease",
         "number",
+        "pages",
         "pid",
         "quota",
         "state",
@@ -189,6 +191,7 @@ class Worker:
         self.answered = 0
         self.head_since = 0.0
         self.inspected = 0  # the first lease when its ledger was last read
+        self.pages: deque[int] = deque()  # last lease of each chunk sent that may not be acked
         self.interrupted = 0  # highest lease whose turn was asked to end
         self.interrupt_by: float | None = None  # when that turn, or its exit, must have ended
         self.is_interruptible = True
@@ -226,6 +229,22 @@ class Worker:
     def has_tail(self) -> bool:
         """Whether something may wait behind the first lease."""
         return len(self.leases) > 1 or (bool(self.leases) and self.leases[0].count > 1)
+
+    @property
+    def has_free_page(self) -> bool:
+        """Whether its ledger has room for the answers of another chunk."""
+        while self.pages and self.pages[0] <= self.acked:
+            self.pages.popleft()
+        return len(self.pages) < PAGES
+
+    def take_page(self, last: int) -> None:
+        """A chunk is sent to it whose last lease this is; ``has_free_page`` was asked before."""
+        self.pages.append(last)
+
+    def cut_pages(self) -> None:
+        """Leases were taken back: their answers need no room."""
+        last = self.leases[-1].lease + self.leases[-1].count - 1 if self.leases else self.acked
+        self.pages = deque(min(page, last) for page in self.pages)
 
     def busy_s(self, now: float) -> float:
         """How long it has had the request that it runs; 0 without one."""

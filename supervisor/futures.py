@@ -13,6 +13,8 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
+from concurrent.futures._base import PENDING
+from typing import Any
 
 from soloist.protocol.messages import Answer
 from soloist.protocol.transitions import RequestState
@@ -77,6 +79,39 @@ class Dispatcher:
                     self._lock.notify_all()
 
 
+class _Condition(threading.Condition):
+    """What a future is waited for on; most of its parts are made when somebody waits.
+
+    A ``threading.Condition`` takes as long to make as all else about a request on its caller's
+    side, and most futures are done when their result is asked for.
+    """
+
+    _is_whole = False
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def acquire(self, *args: Any, **kwargs: Any) -> bool:
+        """Take the lock; this and the next are replaced when all parts are made."""
+        return self._lock.acquire(*args, **kwargs)
+
+    def release(self) -> None:
+        """Give it back."""
+        self._lock.release()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Sleep until notified; the lock is held."""
+        if not self._is_whole:
+            super().__init__(self._lock)
+            self._is_whole = True
+        return super().wait(timeout)
+
+    def notify_all(self) -> None:
+        """Wake all; the lock is held."""
+        if self._is_whole:
+            super().notify_all()
+
+
 class RequestFuture(Future[Result]):
     """The future result of one request.
 
@@ -94,7 +129,12 @@ class RequestFuture(Future[Result]):
         pending: set[RequestFuture],
         owner: object,
     ) -> None:
-        super().__init__()
+        # In the place of Future's own constructor, whose attributes these are.
+        self._condition = _Condition()
+        self._state = PENDING
+        self._result = self._exception = None
+        self._waiters: list[Any] = []
+        self._done_callbacks: list[Any] = []
         self._on_cancel = on_cancel
         self._dispatcher = dispatcher
         self._pending = pending
@@ -144,5 +184,5 @@ class RequestFuture(Future[Result]):
         return True
 
     def _invoke_callbacks(self) -> None:
-        if self._done_callbacks:  # type: ignore[attr-defined] # the one hook that Future offers
+        if self._done_callbacks:  # the one hook that Future offers
             self._dispatcher.call(super()._invoke_callbacks)  # type: ignore[misc]

@@ -338,7 +338,8 @@ class IOThread:
     def submit(self, request: Request) -> None:
         """Take a request in."""
         if request.session == POOL:
-            self.workers.execute(self._pool.submit(request))
+            if refusals := self._pool.submit(request):
+                self.workers.execute(refusals)
         else:
             self.brokers.submit(request, time.monotonic())
 

@@ -24,6 +24,7 @@ import random
 import struct
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any
 
 from soloist.protocol.codec import DURATION_BYTES
 from soloist.protocol.errors import (
@@ -35,7 +36,7 @@ from soloist.protocol.errors import (
     WorkerLost,
     from_info,
 )
-from soloist.protocol.ledger import CHUNK_ITEMS, PAGES
+from soloist.protocol.ledger import CHUNK_ITEMS
 from soloist.protocol.messages import Answer, Answers, Chunk, Failure, Lease, Run
 from soloist.protocol.transitions import RequestEvent, RequestState, WorkerEvent, WorkerState
 from soloist.supervisor.chunk import Part
@@ -358,7 +359,11 @@ class Pool:
             else:
                 (duration_s,) = _DURATION.unpack_from(durations, size * done)
                 answer = Answer(head.lease, duration_s, texts[done], 1, b"")
-                actions += self._answered_one(self._pop_lease(worker), answer)
+                request = self._pop_lease(worker)
+                if request.state is RequestState.LEASED:  # nearly always
+                    actions.append(self._settle(request, answer))
+                else:
+                    actions += self._answered_one(request, answer)
         if first is None:
             return -1.0
         times = memoryview(durations)[size * first :].cast("d")
@@ -395,6 +400,7 @@ class Pool:
         worker.given -= sum(request.count for request in back)
         if back:
             worker.leases = deque(r for r in worker.leases if r.lease not in taken)
+            worker.cut_pages()
             self._requeue(back)
         self._file(worker)
 
@@ -470,7 +476,7 @@ class Pool:
             if self._foreseen_s and self._idle and self._tailed and (steal := self._steal(now)):
                 return steal
             return self._refuse(now) if self._retries.count else []
-        runs: dict[int, list[Lease | Chunk]] = {}
+        runs: dict[int, list[Request]] = {}
         limiter = self._limiter
         while self._queued and self._idle and (limiter.is_free or limiter.take(now)):  # 1, 7
             # The one that is idle the longest: its client had the time to begin anew.
@@ -480,8 +486,8 @@ class Pool:
             actions += self._spawn(now)
         while self._queued and self._roomy and limiter.is_free:  # 3
             self._share(runs, now)
-        for number, leases in runs.items():
-            actions += self._dispatches(self.workers[number], leases)
+        for number, leased in runs.items():
+            actions += self._dispatches(self.workers[number], leased)
         return actions + self._refuse(now) if self._queued else actions
 
     def expire(self, now: float) -> list[Action]:
@@ -553,7 +559,7 @@ class Pool:
     # -- helpers -----------------------------------------------------------------------------
 
     def _lease(
-        self, worker: Worker, count: int, runs: dict[int, list[Lease | Chunk]], now: float
+        self, worker: Worker, count: int, runs: dict[int, list[Request]], now: float
     ) -> None:
         """Give up to ``count`` requests to a worker.
 
@@ -561,13 +567,13 @@ class Pool:
         """
         if not worker.leases:
             worker.head_since = worker.busy_since = now
-        leases = runs.setdefault(worker.number, [])
+        leased = runs.setdefault(worker.number, [])
         count = int(min(count, worker.quota - worker.given))
         size = 0
         if self._part_depth and not worker.is_interruptible and count > 1:
             head = self._head()
             if isinstance(head, Part):
-                self._lease_part(worker, head, count, leases)
+                self._lease_part(worker, head, count, leased)
                 return
         if worker.leases and isinstance(worker.leases[-1], Part):
             self._file(worker, is_full=True)
@@ -582,19 +588,17 @@ class Pool:
             worker.next_lease += 1
             worker.given += 1
             worker.leases.append(request)
-            leases.append(Lease(request.lease, request.payload, request.is_streamed))
+            leased.append(request)
             count -= 1
             size += len(request.payload)
         self._file(worker, is_full=size >= MAX_BATCH_BYTES)
 
-    def _lease_part(
-        self, worker: Worker, head: Part, count: int, leases: list[Lease | Chunk]
-    ) -> None:
+    def _lease_part(self, worker: Worker, head: Part, count: int, leased: list[Request]) -> None:
         """Give up to ``count`` prompts of the part that comes first in the queue to a worker.
 
         One behind another at most: the ledger has a page for each.
         """
-        if len(worker.leases) >= PAGES:
+        if not worker.has_free_page:
             self._file(worker, is_full=True)
             return
         count = min(count, self._part_depth)
@@ -613,25 +617,41 @@ class Pool:
         worker.next_lease += part.count
         worker.given += part.count
         worker.leases.append(part)
-        leases.append(Chunk(part.lease, tuple(part.prompts), 0))
+        worker.take_page(part.lease + part.count - 1)
+        leased.append(part)
         self._file(worker)
 
-    @staticmethod
-    def _dispatches(worker: Worker, leases: list[Lease | Chunk]) -> list[Action]:
-        """What was leased to a worker, in order; single leases together."""
+    def _dispatches(self, worker: Worker, leased: list[Request]) -> list[Action]:
+        """What was leased to a worker, in order; requests that follow each other together."""
         found: list[Action] = []
-        single: list[Lease] = []
-        for lease in leases:
-            if isinstance(lease, Lease):
-                single.append(lease)
+        single: list[Request] = []
+        for request in leased:
+            if not isinstance(request, Part):
+                single.append(request)
                 continue
             if single:
-                found.append(Dispatch(worker.number, Run(tuple(single), worker.acked)))
+                found.append(Dispatch(worker.number, self._run(worker, single)))
                 single = []
-            found.append(Dispatch(worker.number, lease._replace(acked=worker.acked)))
+            chunk = Chunk(request.lease, tuple(request.prompts), worker.acked)
+            found.append(Dispatch(worker.number, chunk))
         if single:
-            found.append(Dispatch(worker.number, Run(tuple(single), worker.acked)))
+            found.append(Dispatch(worker.number, self._run(worker, single)))
         return found
+
+    def _run(self, worker: Worker, requests: list[Request]) -> Run | Chunk:
+        """One message for requests with leases that follow each other: a chunk if it can be one."""
+        if (
+            len(requests) > 1
+            and self._part_depth
+            and not worker.is_interruptible
+            and worker.has_free_page
+            and all(type(r.prompt) is str and not r.is_streamed for r in requests)
+        ):
+            worker.take_page(requests[-1].lease)
+            prompts: Any = tuple([request.prompt for request in requests])
+            return Chunk(requests[0].lease, prompts, worker.acked)
+        leases = tuple([Lease(r.lease, r.payload, r.is_streamed) for r in requests])
+        return Run(leases, worker.acked)
 
     def _first_share(self) -> int:
         """How many an idle worker gets: one, unless a quick chunk comes first."""
@@ -639,7 +659,7 @@ class Pool:
             return -(-self._queued // len(self._idle))
         return 1
 
-    def _share(self, runs: dict[int, list[Lease | Chunk]], now: float) -> None:
+    def _share(self, runs: dict[int, list[Request]], now: float) -> None:
         """Give each busy worker with room its share of the queue, as far as its room goes.
 
         One that has been silent for long gets nothing: ``_inspect`` would take it back at once.

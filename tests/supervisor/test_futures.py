@@ -14,8 +14,13 @@ from soloist.protocol.transitions import RequestEvent, RequestState
 from soloist.supervisor.futures import Dispatcher, RequestFuture
 from soloist.supervisor.request import Request
 from soloist.supervisor.results import Result
+from tests.support import eventually
 
 LIMIT_S = 20.0
+
+
+def is_waited_for(future):
+    return bool(vars(future._condition).get("_waiters"))
 
 
 @pytest.fixture
@@ -71,6 +76,44 @@ class TestOutcome:
         assert made.future._state == "PENDING"
         made.settle()
         assert (made.future.running(), made.future.done()) == (False, True)
+
+    @pytest.mark.parametrize(
+        "wait",
+        [
+            lambda future: future.result(LIMIT_S),
+            lambda future: concurrent.futures.wait([future], LIMIT_S).done.pop(),
+            lambda future: next(concurrent.futures.as_completed([future], LIMIT_S)),
+        ],
+    )
+    def test_who_waits_for_it_is_woken(self, made, wait):
+        """Two threads, the second for what the first has made to wait on."""
+        woken = []
+        waiting = [threading.Thread(target=lambda: woken.append(wait(made.future))) for _ in "12"]
+        for thread in waiting:
+            thread.start()
+        eventually(lambda: made.future._waiters or is_waited_for(made.future), timeout_s=LIMIT_S)
+        made.settle()
+        for thread in waiting:
+            thread.join(LIMIT_S)
+        assert len(woken) == 2
+
+    def test_who_waits_in_vain_is_told(self, made):
+        with pytest.raises(TimeoutError):
+            made.future.result(0.001)
+        assert concurrent.futures.wait([made.future], 0).not_done == {made.future}
+        made.settle()
+        assert made.future.result(0).text == "text"
+
+    def test_it_has_whatever_a_future_has(self, made):
+        """Its constructor stands in the place of Future's own."""
+        plain, ours = vars(concurrent.futures.Future()), vars(made.future)
+        assert {name: type(value) for name, value in plain.items() if name != "_condition"} == {
+            name: type(ours[name]) for name in plain if name != "_condition"
+        }
+        assert isinstance(ours["_condition"], threading.Condition)
+        with ours["_condition"]:
+            assert ours["_condition"].acquire(blocking=False)
+            ours["_condition"].release()
 
     def test_it_is_no_longer_held(self, made):
         assert made.pending == {made.future}

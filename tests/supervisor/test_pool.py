@@ -29,7 +29,7 @@ from soloist.protocol.errors import (
     WorkerLost,
     to_info,
 )
-from soloist.protocol.messages import Answer, Failure
+from soloist.protocol.messages import Answer, Chunk, Failure
 from soloist.protocol.transitions import RequestState
 from soloist.supervisor import pool as pool_module
 from soloist.supervisor.crew import (
@@ -141,6 +141,13 @@ class FakeWorker:
         return self.world.execute(pool.exited(self.number, exitcode, self.take_back(), now))
 
 
+def numbers_of(run):
+    """The leases of a message to a worker."""
+    if isinstance(run, Chunk):
+        return list(range(run.number, run.number + len(run.prompts)))
+    return [lease.number for lease in run.leases]
+
+
 class World:
     """The reactor's part: executes actions, moves the clock, keeps the accounts."""
 
@@ -245,15 +252,15 @@ class World:
         held = {r.lease: r for r in self.pool.workers[action.number].leases}
         waiting = [r.index for r in self.pool._queue if r.state is RequestState.QUEUED]
         self.is_within_its_rate(action)
-        for lease in action.run.leases:
-            assert held[lease.number].index < min(waiting, default=math.inf), "not in order"
-            assert lease.number not in worker.leases, "a lease number was used twice"
-            worker.leases[lease.number] = held[lease.number]
-            worker.pipe.append(lease.number)
+        for number in numbers_of(action.run):
+            assert held[number].index < min(waiting, default=math.inf), "not in order"
+            assert number not in worker.leases, "a lease number was used twice"
+            worker.leases[number] = held[number]
+            worker.pipe.append(number)
 
     def is_within_its_rate(self, action):
         assert self.now >= self.paused_until, "dispatched amid a pause"
-        self.dispatched += [self.now] * len(action.run.leases)
+        self.dispatched += [self.now] * len(numbers_of(action.run))
         if self.limit is not None:
             assert len(self.pool.workers[action.number].leases) == 1, "something waits at a worker"
             for before, begin in enumerate(self.dispatched):
@@ -337,7 +344,7 @@ def kinds(actions):
 
 def sent(actions):
     """Lease counts by worker of every dispatch."""
-    return {a.number: len(a.run.leases) for a in actions if type(a) is Dispatch}
+    return {a.number: len(numbers_of(a.run)) for a in actions if type(a) is Dispatch}
 
 
 def busy_world(**kwargs):
@@ -405,7 +412,7 @@ class TestAssignment:
         while any(world.outcome(r) is None for r in requests):
             for action in world.decide():
                 worker = world.workers[action.number]
-                dispatched += [worker.leases[lease.number] for lease in action.run.leases]
+                dispatched += [worker.leases[number] for number in numbers_of(action.run)]
             next(w for w in world.workers.values() if w.pipe).answer()
         assert dispatched == requests
         assert world.texts(requests) == [f"answer {i}" for i in range(9)]
@@ -436,7 +443,7 @@ class TestAssignment:
         world.submit(2)
         (dispatch,) = [a for a in world.decide() if type(a) is Dispatch]
         assert dispatch.run.acked == requests[0].lease
-        assert [lease.number for lease in dispatch.run.leases] == [
+        assert numbers_of(dispatch.run) == [
             requests[-1].lease + 1,
             requests[-1].lease + 2,
         ]

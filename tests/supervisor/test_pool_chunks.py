@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from soloist.protocol import codec
 from soloist.protocol.errors import (
     ClientConnectError,
     ClientError,
@@ -20,7 +21,7 @@ from soloist.protocol.errors import (
     to_info,
 )
 from soloist.protocol.ledger import CHUNK_ITEMS, PAGES
-from soloist.protocol.messages import Answer, Answers, Failure
+from soloist.protocol.messages import Answer, Answers, Failure, Run
 from soloist.protocol.messages import Chunk as ChunkMessage
 from soloist.protocol.transitions import RequestState
 from soloist.supervisor.chunk import Chunk, Part
@@ -44,7 +45,9 @@ class FakeWorker:
         self.world = world
         self.number = number
         self.pipe = collections.deque()
-        self.items = {}  # lease -> (index, is of a chunk)
+        self.items = {}  # lease -> (index, number of its chunk or 0)
+        self.acked = 0
+        self.pages = collections.deque([[0, 0] for _ in range(PAGES)])  # chunk, last that it holds
         self.running = None
         self.is_stuck = False
         self.ledger = []
@@ -54,11 +57,18 @@ class FakeWorker:
         assert self.running is None
         if self.pipe:
             self.running = self.pipe.popleft()
-            self.world.has_begun(self.items[self.running][0])
+            index, chunk = self.items[self.running]
+            if chunk and chunk != self.pages[-1][0]:
+                assert self.pages[0][1] <= self.acked, "there is no room for the chunk's answers"
+                self.pages.rotate(-1)
+                self.pages[-1] = [chunk, 0]
+            self.world.has_begun(index)
         return self.running
 
     def finish(self, error=None, duration_s=FAST_S):
         lease, self.running = self.running, None
+        if self.items[lease][1]:
+            self.pages[-1][1] = lease
         self.ledger.append((lease, duration_s, error))
 
     def run(self, count=None):
@@ -162,8 +172,9 @@ class World:
         self.execute(self.pool.submit(Part(chunk, 0, count)))
         return chunk
 
-    def submit_one(self):
-        request = Request("p", b"p", self, index=self.count)
+    def submit_one(self, prompt=None, **kwargs):
+        prompt = f"p{self.count}" if prompt is None else prompt
+        request = Request(prompt, codec.encode_prompt(prompt), self, index=self.count, **kwargs)
         self.count += 1
         self.execute(self.pool.submit(request))
         return request
@@ -240,16 +251,15 @@ class World:
         is_chunked = isinstance(run, ChunkMessage)
         if is_chunked:
             assert not view.is_interruptible
-            parts = [r for r in view.leases if isinstance(r, Part)]
-            assert len(view.leases) <= PAGES or run.number != parts[-1].lease
             numbers = range(run.number, run.number + len(run.prompts))
             assert [f"p{held[n]}" for n in numbers] == list(run.prompts)
         else:
             numbers = [lease.number for lease in run.leases]
         for number in numbers:
             assert number not in worker.items, "a lease number was used twice"
-            worker.items[number] = held[number], is_chunked
+            worker.items[number] = held[number], run.number if is_chunked else 0
             worker.pipe.append(number)
+        worker.acked = max(worker.acked, run.acked)
 
     def do_revoke(self, action):
         worker = self.workers[action.number]
@@ -365,6 +375,98 @@ class TestDispatch:
         world.submit(30)
         assert chunks_of(world.decide()) == []
         assert world.pool.running == 1
+
+
+class TestTogether:
+    """Single requests that go to a worker in one message."""
+
+    @staticmethod
+    def sent(actions):
+        """How many prompts each message has, and whether it is a chunk."""
+        runs = [a.run for a in actions if hasattr(a, "run")]
+        return [(len(r[1] if type(r) is ChunkMessage else r.leases), type(r)) for r in runs]
+
+    def submit(self, world, count):
+        requests = [world.submit_one() for _ in range(count)]
+        return requests, self.sent(world.decide())
+
+    def test_quick_ones_are_a_chunk(self):
+        world, worker = quick_world()
+        requests, sent = self.submit(world, 5)
+        assert sent == [(5, ChunkMessage)]
+        worker.run().deliver()
+        assert [r.outcome.text for r in requests] == [f"answer {i}" for i in range(5)]
+        assert {(r.outcome.num_turns, r.outcome.duration_s) for r in requests} == {(1, FAST_S)}
+
+    def test_one_alone_is_none(self):
+        world, _ = quick_world()
+        assert self.submit(world, 1)[1] == [(1, Run)]
+
+    def test_nor_are_those_for_a_client_with_an_event_loop(self):
+        world, _ = quick_world(is_interruptible=True)
+        assert self.submit(world, 3)[1] == [(3, Run)]
+
+    @pytest.mark.parametrize(
+        "other", [{"prompt": [{"type": "text", "text": "a"}]}, {"is_streamed": True}]
+    )
+    def test_nor_are_those_with_one_that_is_more_than_text(self, other):
+        world, _ = quick_world()
+        world.submit_one(**other)
+        assert self.submit(world, 2)[1] == [(3, Run)]
+
+    def test_nor_are_those_for_whose_answers_there_is_no_room_yet(self):
+        world, worker = quick_world()
+        messages = [self.submit(world, 3)[1] for _ in range(PAGES + 1)]
+        assert messages == [[(3, ChunkMessage)]] * PAGES + [[(3, Run)]]
+        worker.run(3).deliver()
+        assert self.submit(world, 3)[1] == [(3, ChunkMessage)]
+        worker.run().deliver()
+        assert world.pool.outstanding == 0
+
+    def test_a_chunk_of_a_map_waits_for_room(self):
+        world, worker = quick_world()
+        for _ in range(PAGES):
+            self.submit(world, 3)
+        world.submit(10)
+        assert self.sent(world.decide()) == []
+        worker.run(3).deliver()
+        assert self.sent(world.decide()) == [(10, ChunkMessage)]
+
+    def test_what_is_taken_back_needs_no_room(self):
+        world, worker = quick_world()
+        for _ in range(2 * PAGES):
+            requests, _ = self.submit(world, 3)
+            worker.claim()
+            world.execute(world.pool.revoke_all())
+            for request in requests[1:]:
+                world.execute(world.pool.cancel(request, world.now))
+            worker.finish()
+            worker.deliver()
+        world.submit(10)
+        assert self.sent(world.decide()) == [(10, ChunkMessage)]
+
+    def test_one_that_is_slow_costs_the_others_nothing(self):
+        world = World(2)
+        world.quick()
+        first, second = world.up(2)
+        requests, _ = self.submit(world, 6)
+        (stuck,) = [w for w in (first, second) if len(w.pipe) > 1][:1]
+        stuck.claim()
+        world.tick(INSPECT_AFTER_S)
+        for worker in {first, second} - {stuck}:
+            worker.run().deliver()
+            world.decide()
+            worker.run().deliver()
+        assert sum(r.outcome is None for r in requests) == 1
+
+    def test_a_death_costs_the_one_that_ran(self):
+        world, worker = quick_world()
+        requests, _ = self.submit(world, 5)
+        worker.run(2).claim()
+        worker.die()
+        kinds = [type(r.outcome) for r in requests]
+        assert kinds == [Answer, Answer, WorkerLost, type(None), type(None)]
+        assert world.pool.queued == 2
 
 
 class TestOutcomes:
