@@ -261,6 +261,13 @@ def decode_prompt(data: bytes) -> Prompt:
     return blocks
 
 
+def texts_of_prompts(encoded: Sequence[bytes]) -> tuple[str, ...]:
+    """Give the texts of encoded prompts of this side's own; none if any is more than text."""
+    if not all([data[:1] == _TEXT for data in encoded]):
+        return ()
+    return tuple([data[1:].decode() for data in encoded])
+
+
 def encode_message(message: object) -> bytes:
     """Give the bytes of one message of a conversation (see ``content.to_map``).
 

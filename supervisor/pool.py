@@ -24,8 +24,8 @@ import random
 import struct
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any
 
+from soloist.protocol import codec
 from soloist.protocol.codec import DURATION_BYTES
 from soloist.protocol.errors import (
     RequestCancelled,
@@ -645,11 +645,11 @@ class Pool:
             and self._part_depth
             and not worker.is_interruptible
             and worker.has_free_page
-            and all(type(r.prompt) is str and not r.is_streamed for r in requests)
+            and not any(request.is_streamed for request in requests)
+            and (texts := codec.texts_of_prompts([request.payload for request in requests]))
         ):
             worker.take_page(requests[-1].lease)
-            prompts: Any = tuple([request.prompt for request in requests])
-            return Chunk(requests[0].lease, prompts, worker.acked)
+            return Chunk(requests[0].lease, texts, worker.acked)
         leases = tuple([Lease(r.lease, r.payload, r.is_streamed) for r in requests])
         return Run(leases, worker.acked)
 

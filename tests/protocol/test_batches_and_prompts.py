@@ -43,6 +43,14 @@ def test_text_comes_back_as_it_was(text):
     assert codec.decode_prompt(codec.encode_prompt(text)) == text
 
 
+@given(st.lists(strategies.texts, max_size=5))
+def test_texts_of_prompts_are_those_that_were_encoded(texts):
+    encoded = [codec.encode_prompt(text) for text in texts]
+    assert codec.texts_of_prompts(encoded) == tuple(texts)
+    blocks = codec.encode_prompt([{"type": "text", "text": "a"}])
+    assert codec.texts_of_prompts([*encoded, blocks]) == ()
+
+
 @pytest.mark.parametrize(
     "data",
     [b"", b"x", b"t\xff", b"t\xc3", b"b\xc0", b"b" + msgpack.packb(1), b"b" + msgpack.packb(["a"])],

@@ -174,7 +174,8 @@ class World:
 
     def submit_one(self, prompt=None, **kwargs):
         prompt = f"p{self.count}" if prompt is None else prompt
-        request = Request(prompt, codec.encode_prompt(prompt), self, index=self.count, **kwargs)
+        # As a gateway's: nobody but the worker needs the prompt, and that gets it encoded.
+        request = Request("", codec.encode_prompt(prompt), self, index=self.count, **kwargs)
         self.count += 1
         self.execute(self.pool.submit(request))
         return request
