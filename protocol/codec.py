@@ -263,7 +263,7 @@ def decode_prompt(data: bytes) -> Prompt:
 
 def texts_of_prompts(encoded: Sequence[bytes]) -> tuple[str, ...]:
     """Give the texts of encoded prompts of this side's own; none if any is more than text."""
-    if not all([data[:1] == _TEXT for data in encoded]):
+    if {data[:1] for data in encoded} - {_TEXT}:
         return ()
     return tuple([data[1:].decode() for data in encoded])
 
