@@ -191,7 +191,7 @@ class Worker:
         self.answered = 0
         self.head_since = 0.0
         self.inspected = 0  # the first lease when its ledger was last read
-        self.pages: deque[int] = deque()  # last lease of each chunk sent that may not be acked
+        self.pages: list[int] = []  # last lease of each chunk whose answers may need their room
         self.interrupted = 0  # highest lease whose turn was asked to end
         self.interrupt_by: float | None = None  # when that turn, or its exit, must have ended
         self.is_interruptible = True
@@ -233,18 +233,17 @@ class Worker:
     @property
     def has_free_page(self) -> bool:
         """Whether its ledger has room for the answers of another chunk."""
-        while self.pages and self.pages[0] <= self.acked:
-            self.pages.popleft()
-        return len(self.pages) < PAGES
+        return sum(last > self.acked for last in self.pages) < PAGES
 
     def take_page(self, last: int) -> None:
         """A chunk is sent to it whose last lease this is; ``has_free_page`` was asked before."""
+        self.pages = [page for page in self.pages if page > self.acked]
         self.pages.append(last)
 
     def cut_pages(self) -> None:
         """Leases were taken back: their answers need no room."""
         last = self.leases[-1].lease + self.leases[-1].count - 1 if self.leases else self.acked
-        self.pages = deque(min(page, last) for page in self.pages)
+        self.pages = [min(page, last) for page in self.pages]
 
     def busy_s(self, now: float) -> float:
         """How long it has had the request that it runs; 0 without one."""
