@@ -227,7 +227,7 @@ def encode_prompt(prompt: Prompt, max_bytes: int = MAX_PAYLOAD_BYTES) -> bytes:
         raise _too_large("prompt", len(prompt), max_bytes)
     try:
         if isinstance(prompt, str):
-            data = _TEXT + prompt.encode()
+            data = _TEXT + str.encode(prompt)  # a subclass may have its own way
         else:
             _check_blocks(prompt, max_bytes)
             data = _BLOCKS + msgpack.packb(prompt, use_bin_type=True)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from soloist.protocol import codec
 from soloist.protocol.codec import Prompt
 from soloist.protocol.errors import InvalidOptions
-from soloist.supervisor import at_exit, limits, usercode
+from soloist.supervisor import at_exit, ledger, limits, usercode
 from soloist.supervisor.base import BaseSupervisor
 from soloist.supervisor.brokers import SessionPolicy
 from soloist.supervisor.control import ControlDesk, Handler
@@ -158,6 +158,7 @@ class Supervisor(BaseSupervisor):
             limiter=limiter,
             retry=retry,
             recycle=recycle,
+            has_open_pages=ledger.STORES_IN_ORDER,
         )
         sessions = SessionPolicy(
             max_sessions=max_sessions,

@@ -1,27 +1,27 @@
 """The supervisor's two ways to its workers: a lane to each, and one ROUTER on ``ipc://``.
 
-Short messages take the lane, all others go over ZeroMQ (see :mod:`soloist.protocol.sequence`).
+Short messages take the lane, all others go over ZeroMQ (see :mod:`soloist.protocol.lane`).
 The only zmq in the supervisor's pool. Owned by the I/O thread; nothing here is thread-safe.
 
-Invariants: an identity is used by one process only; sending to a peer that has gone is
-reported, never silently dropped (ROUTER_MANDATORY); flow control is by leases, never by the high
-water mark. ``fileno``, the ROUTER's, is edge-triggered: after any send or receive look at
-``has_input`` before waiting on it.
+Invariants: an identity is used by one process only; ZeroMQ drops nothing silently that is for a
+peer that has gone (ROUTER_MANDATORY); flow control is by leases, never by the high water mark.
+``fileno``, the ROUTER's, is edge-triggered: after any send or receive look at ``has_input`` before
+waiting on it.
 """
 
 from __future__ import annotations
 
+import functools
 import struct
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
 import zmq
 
 from soloist.protocol import codec
 from soloist.protocol.errors import RemoteProtocolError
+from soloist.protocol.lane import parted
 from soloist.protocol.messages import WireMessage
-from soloist.protocol.sequence import parted
 from soloist.supervisor.lane import Lane
 
 _IDENTITY = struct.Struct(">BII")
@@ -48,13 +48,11 @@ class Received(NamedTuple):
         number: the worker's, 0 for somebody who is none.
         life: which of all forks it is, -1 for somebody who is none.
         messages: what it sent together.
-        place: of these among all that it sends, from 1; 0 if that cannot be known.
     """
 
     number: int
     life: int
     messages: Said
-    place: int
 
 
 class Peer(Protocol):
@@ -62,7 +60,7 @@ class Peer(Protocol):
 
     number: int
     life: int
-    lane: Lane[Said]
+    lane: Lane
 
 
 class Channel:
@@ -84,7 +82,10 @@ class Channel:
         self._socket.bind(endpoint)
         self._is_dry = False  # nothing was there at the last look, and nothing has happened since
         self._is_woken = False  # the descriptor reported something after the last look
-        self._readable: deque[Peer] = deque()  # whose lanes may hold something
+        self._peers: dict[tuple[int, int], Peer] = {}
+        self._readable: dict[Peer, None] = {}  # whose lanes may hold something, in turn
+        self._frame: tuple[Peer, bytes] | None = None  # waits until its sender's lane is dry
+        self._is_lanes_turn = False
 
     def fileno(self) -> int:
         """Descriptor that becomes readable, edge-triggered, when ``has_input`` may have changed."""
@@ -95,10 +96,18 @@ class Channel:
         self._is_dry = False
         self._is_woken = True
 
+    def add(self, peer: Peer) -> None:
+        """A worker is known from now on."""
+        self._peers[peer.number, peer.life] = peer
+
+    def remove(self, peer: Peer) -> None:
+        """A worker has gone, and all that it has sent has been received."""
+        del self._peers[peer.number, peer.life]
+        self._readable.pop(peer, None)
+
     def wake_lane(self, peer: Peer) -> None:
         """A worker's lane was readable: look there."""
-        if peer not in self._readable:
-            self._readable.append(peer)
+        self._readable[peer] = None
 
     def has_input(self) -> bool:
         """Whether ``receive`` may give something."""
@@ -112,16 +121,33 @@ class Channel:
 
     def receive(self) -> Received | None:
         """Take what one worker sent together; ``None`` if nothing is there."""
+        if self._frame is not None:
+            return self._before_frame(*self._frame)
+        # In turns, so that neither way keeps the other waiting, nor a worker another one.
+        self._is_lanes_turn = not self._is_lanes_turn
+        if self._is_lanes_turn:
+            return self._from_lanes() or self._from_socket()
+        return self._from_socket() or self._from_lanes()
+
+    def _from_lanes(self) -> Received | None:
         while self._readable:
-            peer = self._readable[0]
+            peer = next(iter(self._readable))
+            del self._readable[peer]
             data = peer.lane.receive()
             if data is not None:
-                self._readable.rotate(-1)  # next is another one
-                return _received(peer.number, peer.life, data)
-            self._readable.popleft()
-        return self._receive_frames()
+                self._readable[peer] = None
+                return _received(peer, data, is_from_lane=True)
+        return None
 
-    def _receive_frames(self) -> Received | None:
+    def _before_frame(self, peer: Peer, frame: bytes) -> Received:
+        """What its sender had put on the lane before, then the frame."""
+        data = peer.lane.receive()
+        if data is not None:
+            return _received(peer, data, is_from_lane=True)
+        self._frame = None
+        return _received(peer, frame, is_from_lane=False)
+
+    def _from_socket(self) -> Received | None:
         # After a wake-up something is there; else asking is cheaper than to try and fail.
         if not self._is_woken and not self._has_frames():
             return None
@@ -139,17 +165,23 @@ class Channel:
             last = self._socket.recv(_NOBLOCK, copy=False)
             is_foreign = True
         if is_foreign:
-            return Received(0, -1, (), 0)  # from no worker of ours
+            return Received(0, -1, ())  # from no worker of ours
         _, number, life = _IDENTITY.unpack(sender)
-        return _received(number, life, frame)
+        peer = self._peers.get((number, life))
+        if peer is None:  # not known yet: it has said nothing on its lane
+            return Received(number, life, _messages(frame, lambda data: parted(data)[1]))
+        self._frame = peer, frame
+        return self._before_frame(peer, frame)
 
     def send(self, peer: Peer, message: WireMessage) -> bool:
-        """Queue a message for a worker; ``False`` if that worker is gone or takes nothing."""
+        """Queue a message for a worker; ``False`` if neither way takes it."""
         lane = peer.lane
-        data = lane.next(codec.encode(message))
-        is_sent = lane.send(data) or self._send_frames(identity(peer.number, peer.life), data)
+        data = lane.ways.stamped(codec.encode(message))
+        if lane.ways.has_lane(data) and lane.send(data):
+            return True
+        is_sent = self._send_frames(identity(peer.number, peer.life), data)
         if is_sent:
-            lane.sent()
+            lane.ways.went_round()
         return is_sent
 
     def _send_frames(self, receiver: bytes, data: bytes) -> bool:
@@ -167,10 +199,13 @@ class Channel:
         self._context.term()
 
 
-def _received(number: int, life: int, data: bytes) -> Received:
-    place = 0
+def _received(peer: Peer, data: bytes, *, is_from_lane: bool) -> Received:
+    hear = functools.partial(peer.lane.ways.hear, is_from_lane=is_from_lane)
+    return Received(peer.number, peer.life, _messages(data, hear))
+
+
+def _messages(data: bytes, payload_of: Callable[[bytes], memoryview]) -> Said:
     try:
-        place, payload = parted(data)
-        return Received(number, life, codec.decode_batch(payload), place)
+        return codec.decode_batch(payload_of(data))
     except RemoteProtocolError as error:
-        return Received(number, life, [error], place)
+        return [error]

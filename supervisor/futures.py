@@ -87,9 +87,13 @@ class _Condition(threading.Condition):
     """
 
     _is_whole = False
+    _waiters = ()
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
+
+    def _is_owned(self) -> bool:
+        return bool(self._lock._is_owned())  # type: ignore[attr-defined] # noqa: SLF001
 
     def acquire(self, *args: Any, **kwargs: Any) -> bool:
         """Take the lock; this and the next are replaced when all parts are made."""

@@ -25,7 +25,8 @@ from soloist.protocol.messages import Answer, Answers, Broken, Failure, Loaded, 
 
 _NUMBER = struct.Struct("=Q")
 _PIPE_BYTES = 64 * 1024
-_STORES_IN_ORDER = platform.machine() in {"x86_64", "AMD64"}
+STORES_IN_ORDER = platform.machine() in {"x86_64", "AMD64"}
+"""Whether what a living worker has stored in a page can be trusted."""
 Safe: TypeAlias = Answer | Answers | Failure | Loaded | Broken | Snapshot
 """What a ledger holds."""
 
@@ -70,7 +71,7 @@ class Ledger:
                 break
             if isinstance(message, Answer | Failure | Loaded | Broken | Snapshot):
                 safe.append(message)
-        if not (is_over or _STORES_IN_ORDER):
+        if not (is_over or STORES_IN_ORDER):
             return safe
         answers = [answers for page in range(ledger.PAGES) for answers in self._page(page)]
         return _in_order(safe, answers) if answers else safe

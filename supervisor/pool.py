@@ -93,6 +93,8 @@ class Pool:
         retry: which requests run again after an error; by default none.
         recycle: how long a worker may live; by default for ever.
         jitter: chance in [0, 1], for the waits before further attempts.
+        has_open_pages: whether the answers of a chunk can be read while its worker lives; else no
+            caller's request is put into a chunk with another's, behind which it would wait.
     """
 
     name = ""  # sessions have one
@@ -108,8 +110,10 @@ class Pool:
         retry: Retry | None = None,
         recycle: RecyclePolicy | None = None,
         jitter: Callable[[], float] = random.random,
+        has_open_pages: bool = True,
     ) -> None:
         self.size = size
+        self._has_open_pages = has_open_pages
         self.workers: dict[int, Worker] = {}
         self.outstanding = 0
         self.restarts = 0
@@ -643,6 +647,7 @@ class Pool:
         if (
             len(requests) > 1
             and self._part_depth
+            and self._has_open_pages
             and not worker.is_interruptible
             and worker.has_free_page
             and not any(request.is_streamed for request in requests)

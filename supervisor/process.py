@@ -37,7 +37,7 @@ from multiprocess import forkserver as mp_forkserver
 from multiprocess.context import reduction
 
 from soloist.protocol.errors import ClientConnectError, SoloistError, SupervisorClosed, WorkerLost
-from soloist.supervisor.channel import Said, identity
+from soloist.supervisor.channel import identity
 from soloist.supervisor.crew import Spawn, last_words
 from soloist.supervisor.lane import Lane
 from soloist.supervisor.ledger import Ledger
@@ -311,7 +311,7 @@ class WorkerProcess:
         *,
         status: int,
         ledger: Ledger,
-        lane: Lane[Said],
+        lane: Lane,
         output: Output,
     ) -> None:
         self.number = order.number
@@ -387,7 +387,7 @@ class _Fork:
         with contextlib.ExitStack() as undo:
             self._ledger = Ledger()
             undo.callback(self._ledger.close)
-            self._lane: Lane[Said] = Lane()
+            self._lane: Lane = Lane()
             undo.callback(self._lane.close)
             self._pipes = Pipes()
             undo.callback(self._pipes.close)

@@ -84,6 +84,8 @@ from soloist.supervisor.watch import Watch
 
 Crew: TypeAlias = Pool | Broker
 """Who decides for a worker."""
+_MAX_TAKEN = 256
+"""Messages taken from workers in one turn of the I/O thread; the rest in the next."""
 _OUTCOMES = frozenset({Answer, Answers, Failure})
 
 
@@ -276,7 +278,7 @@ class Workers:
         if process is None:
             return  # it is killed as soon as it is known
         if not self._channel.send(process, StopMessage()):
-            process.signal(signal.SIGKILL)  # it has not even connected
+            process.signal(signal.SIGKILL)  # it does not listen
 
     def _lose_patience(self, action: Kill) -> None:
         if not self._worker(action.number).wedged:  # that has been reported
@@ -302,27 +304,24 @@ class Workers:
     # -- what workers say ------------------------------------------------------------------------
 
     def take(self) -> None:
-        """Take in everything that has come on the channel."""
-        while (received := self._channel.receive()) is not None:
-            number = received.number
-            crew = self._owner(number)
-            worker = None if crew is None else crew.workers.get(number)
-            if crew is None or worker is None:
-                continue
-            process = self._processes.get(number)
-            if process is None:
-                self._early.setdefault(number, []).append(received)
-            elif process.life == received.life:  # else an earlier one's last words
-                worker.heard_at = time.monotonic()
-                self._hear_in_order(crew, process, received)
+        """Take in what has come on the channel, up to a bound: some may never stop."""
+        for _ in range(_MAX_TAKEN):
+            if (received := self._channel.receive()) is None:
+                return
+            self._take(received)
 
-    def _hear_in_order(self, crew: Crew, process: WorkerProcess, received: Received) -> None:
-        """Take in what one worker said, and what came before it, over the other way."""
-        if not received.place:  # it is none that could stand in order
-            self._hear(crew, process.number, received.messages)
+    def _take(self, received: Received) -> None:
+        number = received.number
+        crew = self._owner(number)
+        worker = None if crew is None else crew.workers.get(number)
+        if crew is None or worker is None:
             return
-        for messages in process.lane.heard.take(received.place, received.messages):
-            self._hear(crew, process.number, messages)
+        process = self._processes.get(number)
+        if process is None:
+            self._early.setdefault(number, []).append(received)
+        elif process.life == received.life:  # else an earlier one's last words
+            worker.heard_at = time.monotonic()
+            self._hear(crew, number, received.messages)
 
     def _hear(self, crew: Crew, number: int, messages: Iterable[Any]) -> None:
         """Take in what one worker said, outcomes that follow each other together."""
@@ -406,6 +405,7 @@ class Workers:
             process.close()
             return
         self._processes[number] = process
+        self._channel.add(process)
         for source, wake in (
             (process.fileno(), lambda: self._exited(process)),
             (process.lane.fileno(), lambda: self._channel.wake_lane(process)),
@@ -418,7 +418,8 @@ class Workers:
             process.signal(signal.SIGKILL)
         for received in self._early.pop(number, ()):
             if received.life == process.life:
-                self._hear_in_order(crew, process, received)
+                process.lane.ways.came_round()
+                self._hear(crew, number, received.messages)
 
     def spawn_failed(self, number: int, error: SoloistError) -> None:
         """The system, or the helper, refused to start a process."""
@@ -437,7 +438,8 @@ class Workers:
         self._selector.unregister(process.fileno())
         self._selector.unregister(process.lane.fileno())
         self._channel.wake_lane(process)
-        self.take()
+        while (received := self._channel.receive()) is not None:
+            self._take(received)
         number = process.number
         crew = self._crew(number)
         self._hear(crew, number, process.ledger.read(is_over=True))
@@ -446,6 +448,7 @@ class Workers:
         exitcode = process.exitcode()
         self.reports.exited(number, process.pid, exitcode)
         del self._processes[number]
+        self._channel.remove(process)
         process.close()
         actions = crew.exited(number, exitcode, unclaimed, time.monotonic(), stderr)
         self._calls.lost(number, exitcode, stderr, untold=crew.untold)

@@ -1,15 +1,13 @@
 """The worker's two ways to its supervisor: the lane, and one DEALER. The only zmq in the worker.
 
-Short messages take the lane, all others go over ZeroMQ; both come out in the order in which they
-were sent (see :mod:`soloist.protocol.sequence`). Nothing here is thread-safe; the worker's main
-thread owns it.
+Short messages take the lane, all others go over ZeroMQ (see :mod:`soloist.protocol.lane`). Nothing
+here is thread-safe; the worker's main thread owns it.
 """
 
 from __future__ import annotations
 
 import select
 import socket
-from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -17,8 +15,8 @@ from typing import Self
 import zmq
 
 from soloist.protocol import codec
+from soloist.protocol.lane import LANE_BYTES, Ways
 from soloist.protocol.messages import WireMessage
-from soloist.protocol.sequence import LANE_BYTES, InOrder, numbered, parted
 
 _NOBLOCK = int(zmq.NOBLOCK)
 LINGER_MS = 2000
@@ -31,7 +29,7 @@ class Channel:
     Args:
         endpoint: the supervisor's ``ipc://`` address.
         identity: routing id of this incarnation.
-        lane: descriptor of this side's end, non-blocking; it is closed with the channel.
+        lane: descriptor of this side's end; it is closed with the channel.
     """
 
     def __init__(self, endpoint: str, identity: bytes, lane: int) -> None:
@@ -41,9 +39,9 @@ class Channel:
         self._socket.setsockopt(zmq.LINGER, LINGER_MS)
         self._socket.connect(endpoint)
         self._lane = socket.socket(fileno=lane)
-        self._said = 0
-        self._in_order: InOrder[WireMessage] = InOrder()
-        self._heard: deque[WireMessage] = deque()  # in order, and not given out yet
+        self._lane.settimeout(0)  # also where the client has set a default for all sockets
+        self._ways = Ways(is_spoken_to=False)
+        self._frame: bytes | None = None  # came over ZeroMQ, and waits for what is on the lane
         # Nothing was there at the last look, and nothing has happened since.
         self._is_socket_dry = self._is_lane_dry = False
         self._poll = select.poll()
@@ -84,13 +82,15 @@ class Channel:
 
     def receive_nowait(self) -> WireMessage | None:
         """Take the next message if there is one."""
-        while not self._heard:
-            data = self._from_lane() or self._from_socket()
-            if data is None:
+        while (data := self._from_lane()) is None:
+            if self._frame is not None:
+                data, self._frame = self._frame, None
+                return codec.decode(self._ways.hear(data, is_from_lane=False))
+            self._frame = self._from_socket()
+            if self._frame is None:
                 return None
-            number, payload = parted(data)
-            self._heard.extend(self._in_order.take(number, codec.decode(payload)))
-        return self._heard.popleft()
+            self._is_lane_dry = False  # what was sent before it is there by now
+        return codec.decode(self._ways.hear(data, is_from_lane=True))
 
     def send(self, message: WireMessage) -> None:
         """Send a message; waits only if a thousand are already on their way."""
@@ -98,15 +98,15 @@ class Channel:
 
     def send_encoded(self, messages: list[bytes]) -> None:
         """Send messages that are already encoded, together."""
-        self._said += 1
-        data = numbered(self._said, codec.join(messages))
-        if self._said > 1 and len(data) <= LANE_BYTES:
+        data = self._ways.stamped(codec.join(messages))
+        if self._ways.has_lane(data):
             try:
                 self._lane.send(data)
             except OSError:  # full, or the system takes less in one message
                 pass
             else:
                 return
+        self._ways.went_round()
         self._is_socket_dry = False  # the descriptor may just have been robbed of its edge
         self._socket.send(data)
 

@@ -272,6 +272,15 @@ class TestPrompts:
         assert prompt == "red"
         assert type(prompt) is str
 
+    def test_a_subclass_of_str_has_no_say_in_its_bytes(self):
+        class Odd(str):
+            __slots__ = ()
+
+            def encode(self, *_):
+                return b"\xff"
+
+        assert codec.decode_prompt(codec.encode_prompt(Odd("text"))) == "text"
+
     def test_may_hold_tuples_subclasses_and_bytearrays(self):
         block = {**BLOCK, "extra": (Color.RED, bytearray(b"x"), [True, None, 1.5])}
         encoded = codec.encode_prompt([block])

@@ -3,14 +3,16 @@
 import contextlib
 import os
 import select
+import socket
+import time
 
 import pytest
 import zmq
 
 from soloist.protocol import codec
 from soloist.protocol.errors import RemoteProtocolError
+from soloist.protocol.lane import LANE_BYTES, Ways
 from soloist.protocol.messages import Command, Interrupt, Ping, Pong, Ready, Stop, Streamed
-from soloist.protocol.sequence import LANE_BYTES, numbered
 from soloist.supervisor.channel import Channel, identity
 from soloist.supervisor.lane import Lane
 from soloist.worker.channel import Channel as WorkerChannel
@@ -60,7 +62,15 @@ class Office:
 
     def hire(self, number=1):
         peer = self.peers[number] = Peer(self.endpoint, number)
+        self.channel.add(peer)
         return peer
+
+    def speak_to(self, peer):
+        """So that it may use its lane: it has been heard, and hears so."""
+        peer.channel.send(Ready())
+        assert self.hear(1) == [(peer.number, Ready())]
+        assert self.channel.send(peer, Ping())
+        assert peer.listen(1) == [Ping()]
 
     def hear(self, count):
         """So many messages, in order: who, what."""
@@ -74,9 +84,7 @@ class Office:
     def look(self):
         heard = []
         while (received := self.channel.receive()) is not None:
-            lane = self.peers[received.number].lane
-            for messages in lane.heard.take(received.place, received.messages):
-                heard += [(received.number, message) for message in messages]
+            heard += [(received.number, message) for message in received.messages]
         return heard
 
     def wait(self):
@@ -107,10 +115,9 @@ def office(tmp_path):
 
 @pytest.fixture
 def worker(office):
-    """One that has said its first word."""
+    """One that has said its first word and has been spoken to."""
     peer = office.hire()
-    peer.channel.send(Ready())
-    assert office.hear(1) == [(1, Ready())]
+    office.speak_to(peer)
     return peer
 
 
@@ -171,19 +178,70 @@ class TestFromTheWorker:
         office.channel.wake_lane(worker)
         worker.lane.close()
         assert office.look() == []
+        office.channel.remove(worker)
         del office.peers[1]
 
     def test_no_worker_waits_for_another_that_says_much(self, office):
         peers = [office.hire(number) for number in (1, 2, 3)]
         for peer in peers:
-            peer.channel.send(Ready())
-        office.hear(3)
+            office.speak_to(peer)
         for peer in peers:
             for n in range(5):
                 peer.channel.send(short(n))
             office.channel.wake_lane(peer)
             office.channel.wake_lane(peer)
         assert [number for number, _ in office.look()] == [1, 2, 3] * 5
+
+    def test_neither_way_keeps_the_other_waiting(self, office):
+        """One worker never stops on its lane, the other on its ZeroMQ."""
+        on_lane, on_zeromq = office.hire(1), office.hire(2)
+        office.speak_to(on_lane)
+        for n in range(50):
+            on_lane.channel.send(short(n))
+            on_zeromq.channel.send(short(n))
+        office.wait()
+        office.channel.wake_lane(on_lane)
+        office.channel.wake()
+        numbers = [office.channel.receive().number for _ in range(40)]
+        assert 15 <= numbers.count(1) <= 25
+
+    def test_what_overflows_the_lane_is_heard_as_it_comes(self, office, worker):
+        """Nothing is kept back for long, however much there is and whoever is looked at first."""
+        for n in range(900):
+            worker.channel.send(short(n))
+        office.wait()
+        office.channel.wake()
+        for n in range(900):
+            while (received := office.channel.receive()) is None:
+                office.wait()
+            assert received.messages == [short(n)]
+
+    def test_a_worker_uses_its_lane_again_when_what_went_round_was_heard(self, office, worker):
+        worker.channel.send(long(1))
+        worker.channel.send(short(2))
+        assert not is_on_lane(worker)
+        office.hear(2)
+        assert office.channel.send(worker, Ping())
+        assert worker.listen(1) == [Ping()]
+        worker.channel.send(short(3))
+        assert is_on_lane(worker)
+
+    def test_a_default_timeout_of_the_programs_sockets_makes_nobody_wait(self, office):
+        socket.setdefaulttimeout(LIMIT_S)
+        try:
+            worker = office.hire()
+            office.speak_to(worker)
+            began = time.monotonic()
+            assert worker.channel.receive_nowait() is None
+            office.channel.wake_lane(worker)
+            assert office.look() == []
+            while worker.channel._ways.has_lane(b""):
+                worker.channel.send(short(1))
+            while worker.lane.send(b"x"):
+                pass
+            assert time.monotonic() - began < LIMIT_S / 2
+        finally:
+            socket.setdefaulttimeout(None)
 
 
 class TestToTheWorker:
@@ -247,15 +305,21 @@ class TestForeign:
         return received
 
     def test_what_no_worker_sends_is_from_nobody(self, office, foreign):
-        foreign(b"somebody").send(numbered(1, b""))
-        assert self.heard(office) == (0, -1, (), 0)
-        foreign(identity(1, 1)).send_multipart([numbered(1, b""), b"more"])
-        assert self.heard(office) == (0, -1, (), 0)
+        foreign(b"somebody").send(b"")
+        assert self.heard(office) == (0, -1, ())
+        foreign(identity(1, 1)).send_multipart([b"", b"more"])
+        assert self.heard(office) == (0, -1, ())
 
     def test_what_is_no_message_is_the_error_that_says_so(self, office, foreign):
         socket = foreign(identity(1, 1))
-        for data, place in ((b"", 0), (b"\0" * 7, 0), (numbered(2, b"\xc1"), 2)):
+        for data in (b"", b"\0" * 7, Ways(is_spoken_to=True).stamped(b"\xc1")):
             socket.send(data)
-            number, life, (error,), at = self.heard(office)
-            assert (number, life, at) == (1, 1, place)
+            number, life, (error,) = self.heard(office)
+            assert (number, life) == (1, 1)
             assert isinstance(error, RemoteProtocolError)
+
+    def test_who_is_not_known_yet_is_heard(self, office):
+        peer = Peer(office.endpoint, 3)
+        peer.channel.send(Ready())
+        assert self.heard(office) == (3, 1, [Ready()])
+        peer.close()

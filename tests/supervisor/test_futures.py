@@ -111,7 +111,9 @@ class TestOutcome:
             name: type(ours[name]) for name in plain if name != "_condition"
         }
         assert isinstance(ours["_condition"], threading.Condition)
+        assert repr(ours["_condition"]).endswith(", 0)>")
         with ours["_condition"]:
+            ours["_condition"].notify()
             assert ours["_condition"].acquire(blocking=False)
             ours["_condition"].release()
 

@@ -415,6 +415,13 @@ class TestTogether:
         world.submit_one(**other)
         assert self.submit(world, 2)[1] == [(3, Run)]
 
+    def test_nor_are_those_whose_answers_cannot_be_read_before_the_last(self):
+        """Else one caller's answer would wait behind another's slow prompt."""
+        world, _ = quick_world(has_open_pages=False)
+        assert self.submit(world, 3)[1] == [(3, Run)]
+        world.submit(10)
+        assert self.sent(world.decide()) == [(10, ChunkMessage)]
+
     def test_nor_are_those_for_whose_answers_there_is_no_room_yet(self):
         world, worker = quick_world()
         messages = [self.submit(world, 3)[1] for _ in range(PAGES + 1)]

@@ -377,7 +377,7 @@ class TestPages:
     ):
         pages_of(pair, 1, 2)
         for is_in_order in (True, False):
-            monkeypatch.setattr(supervisor_ledger, "_STORES_IN_ORDER", is_in_order)
+            monkeypatch.setattr(supervisor_ledger, "STORES_IN_ORDER", is_in_order)
             assert pair.supervisor.read(is_over=False) == [answers(1, 2)] * is_in_order
 
     def test_of_a_worker_without_chunks_there_are_none(self, pair):
