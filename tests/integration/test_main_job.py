@@ -486,8 +486,8 @@ class TestSubmit:
             sup.submit("c").cancel()
 
     def test_a_future_keeps_its_supervisor(self):
-        future = Supervisor(size=1, client=upper).submit("a")
-        with pytest.warns(ResourceWarning):
+        with pytest.warns(ResourceWarning):  # it may come as soon as the future is done
+            future = Supervisor(size=1, client=upper).submit("a")
             assert future.result(30).text == "A"
             del future
             import gc
