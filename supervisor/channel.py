@@ -111,7 +111,7 @@ class Channel:
 
     def has_input(self) -> bool:
         """Whether ``receive`` may give something."""
-        return bool(self._readable) or self._has_frames()
+        return self._frame is not None or bool(self._readable) or self._has_frames()
 
     def _has_frames(self) -> bool:
         if self._is_dry:

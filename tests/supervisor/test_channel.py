@@ -222,6 +222,14 @@ class TestFromTheWorker:
                 office.wait()
             assert received.messages == [short(n)]
 
+    def test_a_message_that_waits_for_the_lane_is_not_slept_over(self, office, worker):
+        worker.channel.send(short(1))
+        worker.channel.send(long(2))
+        eventually(office.has_frames, timeout_s=LIMIT_S)
+        assert office.channel.receive().messages == [short(1)]
+        assert office.channel.has_input()
+        assert office.channel.receive().messages == [long(2)]
+
     def test_a_worker_uses_its_lane_again_when_what_went_round_was_heard(self, office, worker):
         worker.channel.send(long(1))
         worker.channel.send(short(2))
