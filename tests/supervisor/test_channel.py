@@ -61,8 +61,8 @@ class Office:
         self.channel = Channel(self.endpoint, max_bytes=MAX_BYTES)
         self.peers = {}
 
-    def hire(self, number=1):
-        peer = self.peers[number] = Peer(self.endpoint, number)
+    def hire(self, number=1, endpoint=None):
+        peer = self.peers[number] = Peer(endpoint or self.endpoint, number)
         self.channel.add(peer)
         return peer
 
@@ -269,9 +269,9 @@ class TestToTheWorker:
         assert all(office.channel.send(worker, message) for message in sent)
         assert worker.listen(len(sent)) == sent
 
-    def test_what_cannot_be_sent_is_said_and_leaves_no_gap(self, office):
-        peer = office.hire()
-        assert not office.channel.send(peer, Command(1, "x", LONG))  # it is not connected yet
+    def test_what_cannot_be_sent_is_said_and_leaves_no_gap(self, office, tmp_path):
+        peer = office.hire(endpoint=f"ipc://{tmp_path}/nobody")  # it never connects here
+        assert not office.channel.send(peer, Command(1, "x", LONG))
         assert office.channel.send(peer, Ping())
         assert peer.listen(1) == [Ping()]
 
