@@ -25,6 +25,7 @@ from soloist.protocol.messages import Answer
 from soloist.supervisor.control import ControlRequest
 from soloist.supervisor.inbox import Inbox
 from soloist.supervisor.outcomes import Scope
+from soloist.supervisor.patience import Patience
 from soloist.supervisor.reply_sink import ReplySink
 from soloist.supervisor.request import Request
 
@@ -68,6 +69,7 @@ class Peer:
         on_lost: told when it cannot be reached any more.
         heard_at: when it said something.
         asked: what it waits for, by id.
+        patience: how much more nonsense is put up with.
         is_gone: whether that has been noticed.
     """
 
@@ -77,6 +79,7 @@ class Peer:
     owner: Hashable
     on_lost: Callable[[Peer], None]
     heard_at: float
+    patience: Patience
     asked: dict[bytes, Asked] = dataclasses.field(default_factory=dict)
     is_gone: bool = False
 

@@ -40,6 +40,7 @@ from soloist.supervisor.conversations import Conversations, ServedPool
 from soloist.supervisor.exchange import Asked, Call, Exchange, FarSink, GatewayChannel, Key, Peer
 from soloist.supervisor.inbox import Inbox
 from soloist.supervisor.outcomes import Outcomes, Scope, Unknown
+from soloist.supervisor.patience import PERIOD_S
 from soloist.supervisor.peers import GatewayLimits, Peers
 from soloist.supervisor.request import POOL, Request
 from soloist.supervisor.results import Stats
@@ -55,6 +56,8 @@ cost least."""
 _MAX_ARRIVED_BYTES = 4 * 1024 * 1024
 _EXPIRE_EVERY_S = 0.02
 """How long the gateway is there for its peers between two parts of what it forgets."""
+_OWN_FRAMES = 2
+"""An address and a message: what a DEALER says for itself."""
 _NONSENSE = 10
 """So many times its cost is charged for what is no message at all."""
 _PONG = public_codec.encode(public.Pong())
@@ -165,8 +168,9 @@ class Gateway:
     def take(self) -> None:
         """Read what peers say, and do some of it: for ``OBEY_S``, or the first."""
         self._peers.drop_lost()
+        now = self._clock()
         for place, channel in enumerate(self._channels):
-            self._read(place, channel)
+            self._read(place, channel, now)
         now, spent_s = self._clock(), self._processor_clock()
         until = now + OBEY_S
         while self._arrivals and now < until:
@@ -176,12 +180,15 @@ class Gateway:
             now = self._clock()
             self._arrivals.cost((spent_s - before_s) * (1 if is_sense else _NONSENSE), now)
 
-    def _read(self, place: int, channel: GatewayChannel) -> None:
+    def _read(self, place: int, channel: GatewayChannel, now: float) -> None:
         for _ in range(MAX_READ):
             if self._arrivals.is_full or (received := channel.receive()) is None:
                 return
             frames = received[0]
-            self._arrivals.add((place, frames[0]), received, sum(map(len, frames)))
+            key = (place, frames[0])
+            # What comes through another socket is not this connection's own.
+            if len(frames) > _OWN_FRAMES or self._peers.is_heard(key, now):
+                self._arrivals.add(key, received, sum(map(len, frames)))
 
     def _account(self, key: Key) -> Key | None:
         """Who has said no hello shares one account with all such: a connection costs nothing."""
@@ -214,6 +221,9 @@ class Gateway:
         peer = self._peers.heard(key, now)
         if isinstance(message, public.Error):
             channel.send(envelope, public_codec.encode(message))
+            is_own = len(envelope) == 1 and message.id is None  # else it is about a request
+            if is_own and peer is not None and peer.patience.mistake(now):
+                self._stop_hearing(peer)
             return False
         if len(envelope) > 1:
             peer = self._peers.passing(key, curve_key, None, now)
@@ -267,6 +277,12 @@ class Gateway:
             self._limits.max_requests,
             list(self._pools),
         )
+
+    def _stop_hearing(self, peer: Peer) -> None:
+        """Tell a connection that what it says is not heard for a while."""
+        most = f"{self._limits.max_protocol_errors:,} (max_protocol_errors)"
+        text = f"more than {most} in {PERIOD_S:g} s: you are not heard for as long"
+        _refuse(peer.channel, peer.envelope, None, ProtocolError(text, started=False))
 
     def _gone(self, peer: Peer) -> None:
         """A connection has gone: what it asked ends, or runs on for who comes back."""

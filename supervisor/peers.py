@@ -21,6 +21,7 @@ from soloist.protocol.public import SILENT_HEARTBEATS, Pong
 from soloist.supervisor.conversations import LOCAL
 from soloist.supervisor.exchange import Asked, GatewayChannel, Key, Peer
 from soloist.supervisor.outcomes import Outcomes
+from soloist.supervisor.patience import Patience
 
 _MAX_PROBES = 8
 """So many of those who have been silent longest are looked at to find a place for a new one."""
@@ -33,6 +34,7 @@ class GatewayLimits:
 
     Attributes:
         heartbeat_s: how often a peer says something.
+        max_protocol_errors: most in ``patience.PERIOD_S`` of one connection that is heard.
         max_peers: most connections.
         max_connections: most of them with one scope of ids.
         max_requests: most requests of one scope without an outcome.
@@ -46,6 +48,7 @@ class GatewayLimits:
     """
 
     heartbeat_s: float = 5.0
+    max_protocol_errors: int = 100
     max_peers: int = 1_000
     max_connections: int = 100
     max_requests: int = 1_000
@@ -93,6 +96,14 @@ class Peers:
         """Whether ``drop_lost`` has something to do."""
         return bool(self._lost)
 
+    def is_heard(self, key: Key, now: float) -> bool:
+        """Whether what a connection says is taken in; who has said no hello always is."""
+        peer = self._peers.get(key)
+        if peer is None or not peer.patience.is_over(now):
+            return True
+        self.heard(key, now)  # it is there all the same
+        return False
+
     def heard(self, key: Key, now: float) -> Peer | None:
         """Give the peer that has just said something; ``None`` if it has never said hello."""
         peer = self._peers.pop(key, None)
@@ -110,7 +121,8 @@ class Peers:
             name = ("key", curve_key) if curve_key else ("secret", secret)
         owner = LOCAL if channel.is_local and not curve_key else name
         scope = self._outcomes.scope(name, is_lasting=bool(curve_key or secret))
-        return Peer(key, channel, scope, owner, self._lost.append, now)
+        patience = Patience(self._limits.max_protocol_errors)
+        return Peer(key, channel, scope, owner, self._lost.append, now, patience)
 
     def admit(self, key: Key, curve_key: str, secret: bytes | None, now: float) -> Peer:
         """Give a new connection its place.

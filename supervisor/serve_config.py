@@ -76,6 +76,7 @@ class LimitsSection(_Section):
     """``[limits]``: what peers may cost, see docs/gateway.md."""
 
     heartbeat_s: Annotated[float, Field(ge=0.05, le=3600)] = _LIMITS.heartbeat_s
+    max_protocol_errors: PositiveInt = _LIMITS.max_protocol_errors
     max_peers: PositiveInt = _LIMITS.max_peers
     max_connections: PositiveInt = _LIMITS.max_connections
     max_requests: PositiveInt = _LIMITS.max_requests

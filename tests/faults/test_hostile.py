@@ -20,7 +20,7 @@ CORPUS = sorted((ROOT / "tests" / "faults" / "corpus").glob("*.jsonl"))
 
 @pytest.fixture(scope="module")
 def report():
-    return load.run(8_000, rate=4_000, seed=10, reference_s=1.0, rest_s=0.5)
+    return load.run(8_000, rate=4_000, seed=10, reference_s=1.0, rest_s=0.5, max_errors=10**6)
 
 
 class TestHostilePeers:

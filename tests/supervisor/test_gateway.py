@@ -12,6 +12,7 @@ from soloist.protocol import public, public_codec
 from soloist.protocol.errors import ClientConnectError, QueueFull, SessionLost
 from soloist.supervisor.control import ControlRequest
 from soloist.supervisor.gateway import MAX_READ, OBEY_S
+from soloist.supervisor.patience import PERIOD_S
 from tests.fake_gateway import (
     FAR,
     HOME,
@@ -20,6 +21,7 @@ from tests.fake_gateway import (
     RESULT,
     SECRET,
     TCP,
+    Client,
     Harness,
     answer,
     new_id,
@@ -70,6 +72,85 @@ class TestTurns:
         babbler, loud = harness.peer(), harness.peer()
         harness.order((babbler, b"?"), *[(loud, PING)] * 9)
         assert harness.order((babbler, PING), (loud, PING)) == [loud, babbler]
+
+    def test_hear_no_more_from_who_makes_too_many_mistakes(self):
+        harness = Harness(max_protocol_errors=3)
+        babbler, other = harness.peer(), harness.peer()
+        babbler.arrive(*[b"?"] * 4)
+        *errors, last = babbler.heard()
+        assert [error["code"] for error in [*errors, last]] == ["protocol_error"] * 5
+        assert "max_protocol_errors" in last["message"]
+        assert not any("max_protocol_errors" in error["message"] for error in errors)
+        babbler.arrive(PING, b"?", PING)
+        other.arrive(PING)
+        assert babbler.heard() == []
+        assert other.one()["type"] == "PONG"
+        harness.now += PERIOD_S
+        babbler.arrive(PING)
+        assert babbler.one()["type"] == "PONG"
+
+    def test_leave_alone_who_makes_few(self):
+        harness = Harness(max_protocol_errors=3)
+        peer = harness.peer()
+        for _ in range(10):
+            peer.arrive(*[b"?"] * 3)
+            harness.now += PERIOD_S
+        assert len(peer.heard()) == 30
+        peer.arrive(PING)
+        assert peer.one()["type"] == "PONG"
+
+    def test_what_was_asked_before_the_mistakes_is_answered(self):
+        harness = Harness(max_protocol_errors=1)
+        peer = harness.peer()
+        request = peer.ask()
+        peer.arrive(b"?", b"?")
+        peer.heard()
+        request.settle(answer(RESULT))
+        harness.settle()
+        assert peer.one()["type"] == "RESULT"
+
+    def test_who_is_not_heard_is_there_all_the_same(self):
+        """Else its heartbeats would not count, and saying hello again would help it."""
+        harness = Harness(max_protocol_errors=1, heartbeat_s=1.0)
+        peer = harness.peer()
+        peer.arrive(b"?", b"?")
+        peer.heard()
+        for _ in range(9):
+            peer.arrive(PING)
+            harness.pass_time(1.0)
+        harness.now += PERIOD_S - 9.0
+        peer.arrive(PING)
+        assert peer.one()["type"] == "PONG"
+
+    def test_a_bad_prompt_is_no_such_mistake(self):
+        """It is answered under its id, and so must be what its sender asks next."""
+        harness = Harness(max_protocol_errors=1)
+        peer = harness.peer()
+        for _ in range(5):
+            bad = {"v": 1, "type": "QUERY", "id": new_id(), "prompt": 5}
+            peer.arrive(msgpack.packb(bad, use_bin_type=True))
+            assert peer.one()["id"] == bad["id"]
+        peer.ask()
+
+    def test_nor_is_what_comes_through_its_connection_from_another(self):
+        harness = Harness(max_protocol_errors=1)
+        peer = harness.peer()
+        behind = Client(harness, IPC, is_req=True)
+        behind.address, behind.envelope = peer.address, (peer.address, b"behind", b"")
+        behind.arrive(*[b"?"] * 5)
+        assert len(behind.heard()) == 5
+        peer.arrive(PING)
+        assert peer.one()["type"] == "PONG"
+        peer.arrive(b"?", b"?")  # and now it is silenced itself, and no other
+        behind.say(public.Status(new_id(), None))
+        harness.settle()
+        assert behind.one()["type"] == "REPORT"
+
+    def test_mistakes_of_strangers_are_answered_each(self):
+        harness = Harness(max_protocol_errors=1)
+        stranger = harness.client()
+        stranger.arrive(*[b"?"] * 5)
+        assert len(stranger.heard()) == 5
 
     def test_have_strangers_share_an_account(self, harness):
         """A new connection costs nothing, and must not be a way to come first."""

@@ -21,6 +21,7 @@ def main(arguments: list[str]) -> int:
         options.messages,
         rate=options.rate,
         seed=options.seed,
+        max_errors=options.max_errors,
         saved_to=options.save,
         progress=_show if options.verbose else lambda sent, mib: None,
     )
@@ -37,6 +38,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--messages", type=int, default=20_000)
     parser.add_argument("--rate", type=float, default=5_000, help="messages a second")
     parser.add_argument("--seed", type=int, default=1, help="of all choices")
+    parser.add_argument(
+        "--max-errors", type=int, metavar="N", help="the gateway's max_protocol_errors"
+    )
     parser.add_argument(
         "--save", type=Path, metavar="FILE", help="for the last messages, should the gateway die"
     )

@@ -111,6 +111,7 @@ def run(
     seed: int,
     reference_s: float = REFERENCE_S,
     rest_s: float = 10.0,
+    max_errors: int | None = None,
     saved_to: Path | None = None,
     progress: Callable[[int, float], None] = lambda sent, mib: None,
 ) -> Report:
@@ -122,13 +123,15 @@ def run(
         seed: of all choices.
         reference_s: how long the PINGs last, each time.
         rest_s: how long there is nothing before memory is looked at again.
+        max_errors: the gateway's ``max_protocol_errors``, for one that hears all of them.
         saved_to: where the last messages go if the gateway dies.
         progress: told how many were sent, and the gateway's memory, now and then.
     """
     report = Report()
+    limits = _LIMITS if max_errors is None else f"{_LIMITS}\nmax_protocol_errors = {max_errors}"
     with tempfile.TemporaryDirectory(prefix="soloist-") as folder, contextlib.ExitStack() as ends:
         gateway = ends.enter_context(
-            served(Path(folder), options=_OPTIONS, limits=_LIMITS, has_keys=False)
+            served(Path(folder), options=_OPTIONS, limits=limits, has_keys=False)
         )
         good = ends.enter_context(_good_peer(gateway.tcp))
         crowd = ends.enter_context(contextlib.closing(Crowd(gateway, seed, messages)))
