@@ -89,7 +89,7 @@ _NUMBER = (float, int)
 _SHAPES: tuple[tuple[type[m.WireMessage], _Shape], ...] = (
     (m.Run, _Shape(_ARRAY, _INT)),
     (m.Interrupt, _Shape(_INT)),
-    (m.Stop, _Shape()),
+    (m.Stop, _Shape(_BOOL)),
     (m.Loaded, _Shape(_INT, _INT, _BOOL)),
     (m.Ready, _Shape()),
     (m.Broken, _Shape(_BOOL, _ARRAY)),
@@ -106,6 +106,8 @@ _SHAPES: tuple[tuple[type[m.WireMessage], _Shape], ...] = (
     (m.Pong, _Shape()),
     (m.Chunk, _Shape(_INT, _ARRAY, _INT)),
     (m.Answers, _Shape(_INT, _BYTES, _ARRAY)),
+    (m.Vacant, _Shape()),
+    (m.Reuse, _Shape(_BYTES)),
 )
 _TAGS: dict[type[m.WireMessage], int] = {cls: tag for tag, (cls, _) in enumerate(_SHAPES)}
 _LEASE = _Shape(_INT, _BYTES, _BOOL)

@@ -58,7 +58,21 @@ class Interrupt(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """Supervisor -> worker: disconnect the client and exit."""
+    """Supervisor -> worker: disconnect the client and exit.
+
+    With ``may_stay`` the process may say :class:`Vacant` instead.
+    """
+
+    may_stay: bool = False
+
+
+class Reuse(NamedTuple):
+    """Supervisor -> vacant worker: hold another client, as one that was just started would.
+
+    ``restore`` is the snapshot of the conversation to continue; empty for a new one.
+    """
+
+    restore: bytes
 
 
 class Ping(NamedTuple):
@@ -97,6 +111,13 @@ class Loaded(NamedTuple):
 
 class Ready(NamedTuple):
     """Worker -> supervisor: the client is connected."""
+
+
+class Vacant(NamedTuple):
+    """Worker -> supervisor: the client is gone and has left nothing; what is next, Reuse or Stop?
+
+    Whatever was said to the client's turns is of no account from here on, either way.
+    """
 
 
 class Broken(NamedTuple):
@@ -190,10 +211,11 @@ class Failure(NamedTuple):
     error: ErrorInfo
 
 
-ToWorker: TypeAlias = Run | Chunk | Interrupt | Stop | Command | ControlReply | Ping
+ToWorker: TypeAlias = Run | Chunk | Interrupt | Stop | Reuse | Command | ControlReply | Ping
 ToSupervisor: TypeAlias = (
     Loaded
     | Ready
+    | Vacant
     | Broken
     | Snapshot
     | Control

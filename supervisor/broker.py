@@ -250,6 +250,10 @@ class Broker:
 
     # -- events from the worker ----------------------------------------------------------------
 
+    def begin_again(self, number: int) -> None:
+        """Another process is started for a worker that has not begun yet."""
+        self.workers[number] = Worker(number, self.incarnation, self._recycle.quota())
+
     def loaded(self, number: int, pid: int, *, is_interruptible: bool) -> None:
         """The worker has loaded the user's code and connects its client; heard twice is once."""
         worker = self.workers[number]
@@ -480,9 +484,11 @@ class Broker:
             self._advance(SessionEvent.EXIT)
             return [Ended(self.number)]
         worker = self.workers[self.number]
+        is_idle = worker.state is WorkerState.READY and not worker.leases
+        may_stay = is_idle and self._recycle.is_unlimited
         worker.advance(WorkerEvent.STOP)
         worker.interrupt_by = None
-        return [Stop(self.number)]
+        return [Stop(self.number, may_stay=may_stay)]
 
     def _rest(self, now: float) -> list[Action]:
         assert self._idle_timeout_s is not None

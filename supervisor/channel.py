@@ -33,7 +33,7 @@ _MARK = 1  # ZeroMQ reserves identities that begin with a zero byte
 
 
 def identity(number: int, life: int) -> bytes:
-    """The routing id of one process: the worker's number, and which of all forks it is."""
+    """The routing id of one process: its first worker's number, and which of all forks it is."""
     return _IDENTITY.pack(_MARK, number, life)
 
 
@@ -58,9 +58,13 @@ class Received(NamedTuple):
 class Peer(Protocol):
     """A worker that can be sent to."""
 
-    number: int
     life: int
+    identity: bytes
     lane: Lane
+
+    @property
+    def number(self) -> int:
+        """The worker's, as long as it is that worker."""
 
 
 class Channel:
@@ -82,7 +86,7 @@ class Channel:
         self._socket.bind(endpoint)
         self._is_dry = False  # nothing was there at the last look, and nothing has happened since
         self._is_woken = False  # the descriptor reported something after the last look
-        self._peers: dict[tuple[int, int], Peer] = {}
+        self._peers: dict[bytes, Peer] = {}
         self._readable: dict[Peer, None] = {}  # whose lanes may hold something, in turn
         self._frame: tuple[Peer, bytes] | None = None  # waits until its sender's lane is dry
         self._is_lanes_turn = False
@@ -98,11 +102,11 @@ class Channel:
 
     def add(self, peer: Peer) -> None:
         """A worker is known from now on."""
-        self._peers[peer.number, peer.life] = peer
+        self._peers[peer.identity] = peer
 
     def remove(self, peer: Peer) -> None:
         """A worker has gone, and all that it has sent has been received."""
-        del self._peers[peer.number, peer.life]
+        del self._peers[peer.identity]
         self._readable.pop(peer, None)
 
     def wake_lane(self, peer: Peer) -> None:
@@ -166,9 +170,9 @@ class Channel:
             is_foreign = True
         if is_foreign:
             return Received(0, -1, ())  # from no worker of ours
-        _, number, life = _IDENTITY.unpack(sender)
-        peer = self._peers.get((number, life))
+        peer = self._peers.get(sender)
         if peer is None:  # not known yet: it has said nothing on its lane
+            _, number, life = _IDENTITY.unpack(sender)
             return Received(number, life, _messages(frame, lambda data: parted(data)[1]))
         self._frame = peer, frame
         return self._before_frame(peer, frame)
@@ -179,7 +183,7 @@ class Channel:
         data = lane.ways.stamped(codec.encode(message))
         if lane.ways.has_lane(data) and lane.send(data):
             return True
-        is_sent = self._send_frames(identity(peer.number, peer.life), data)
+        is_sent = self._send_frames(peer.identity, data)
         if is_sent:
             lane.ways.went_round()
         return is_sent

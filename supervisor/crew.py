@@ -61,9 +61,10 @@ class Inspect(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """Ask the worker to disconnect its client and exit."""
+    """Ask the worker to disconnect its client and exit, or to stay for another if it can."""
 
     number: int
+    may_stay: bool = False
 
 
 class Kill(NamedTuple):

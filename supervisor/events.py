@@ -80,6 +80,16 @@ WORKER_EXITED = Event(
     "worker %(worker)d.%(incarnation)d, pid %(pid)d, ended while %(state)s: "
     "exit code %(exitcode)s, signal %(signal)s",
 )
+WORKER_VACATED = Event(
+    "worker.vacated",
+    logging.DEBUG,
+    "worker %(worker)d.%(incarnation)d has ended; its process, pid %(pid)d, waits for another",
+)
+WORKER_REUSED = Event(
+    "worker.reused",
+    logging.DEBUG,
+    "worker %(worker)d.%(incarnation)d begins in the process of one before it, pid %(pid)d",
+)
 WORKER_REPLACED = Event(
     "worker.replaced",
     logging.INFO,

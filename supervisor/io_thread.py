@@ -282,7 +282,10 @@ class IOThread:
         if self._postponement.is_on:
             return POSTPONED_S
         due = min(
-            self._pool.next_deadline(), self.brokers.next_deadline(), self._watch.next_round()
+            self._pool.next_deadline(),
+            self.brokers.next_deadline(),
+            self.workers.next_deadline(),
+            self._watch.next_round(),
         )
         for service in self._services:
             due = min(due, service.next_deadline())
@@ -309,6 +312,7 @@ class IOThread:
 
     def _decide(self, now: float) -> None:
         self._watch.go_round(now)
+        self.workers.dismiss_spares(now)
         for service in self._services:
             service.go_on(now)
         # Sessions first: under a rate limit they would starve behind a map. They cannot starve it,
@@ -369,6 +373,7 @@ class IOThread:
         """
         if self._shutdown is not None:
             raise SupervisorClosed("the Supervisor is closed", started=False)
+        self.workers.dismiss_all_spares(time.monotonic())
         self._pool.restart()
         self.brokers.restart()
         self._roll_waiters.append(rolled)
@@ -426,11 +431,12 @@ class IOThread:
     def _close_intake(self, reason: str) -> None:
         self._pool.close_intake(reason)
         self.brokers.close_intake(reason)
+        self.workers.keep_no_spares(time.monotonic())
 
     def _next_phase(self, shutdown: Shutdown | None, now: float) -> Phase | None:
         """The phase to enter now, if there is one; without a shutdown yet, its first."""
         busy = self._pool.busy + self.brokers.busy
-        alive = len(self._pool.workers) + self.brokers.alive
+        alive = len(self._pool.workers) + self.brokers.alive + self.workers.spare_count
         phase = Phase.DRAIN if shutdown is None else shutdown.advance(now, busy=busy, alive=alive)
         return self.workers.reports.closing(phase, busy=busy, alive=alive)
 

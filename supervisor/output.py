@@ -142,7 +142,7 @@ class Output:
     """
 
     def __init__(self, pipes: Pipes, logger: logging.Logger, **fields: Any) -> None:
-        self._pipes = pipes
+        self.pipes = pipes
         self.logger = logger
         self.fields = fields
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
@@ -194,11 +194,11 @@ class Output:
     @property
     def is_closed(self) -> bool:
         """Whether nothing can be read any more."""
-        return not self._pipes.readers
+        return not self.pipes.readers
 
     def close(self) -> None:
         """Close the pipes; may be called again."""
-        self._pipes.close()
+        self.pipes.close()
         self.streams = ()  # they know this object
 
 
@@ -242,12 +242,17 @@ class Outputs:
 
     def finish(self, output: Output) -> str:
         """Read what an ended process has left; give its last lines on standard error."""
+        stderr = self.release(output)
+        output.close()
+        return stderr
+
+    def release(self, output: Output) -> str:
+        """As ``finish``, for a process that lives on: its pipes stay open, and are not read."""
         if output in self._all:
             self._all.remove(output)
             for stream in output.streams:
                 self._read_rest(stream)
                 self._forget(stream)
-            output.close()
         return output.stderr()
 
     def close(self) -> None:

@@ -61,6 +61,8 @@ _FORK_S = 10.0
 _HELPER_END_S = 1.0
 _RETRY_S = 1.0
 """How long a start is tried again after the helper has died."""
+_MOST_USES = 100
+"""So many workers one process is, one after the other: what clients leave may add up."""
 _EXITCODE_WAIT_MS = 20
 _REAPED_WAIT_MS = 200
 
@@ -290,10 +292,10 @@ class Forkserver(mp_forkserver.ForkServer):  # type: ignore[misc] # multiprocess
 
 
 class WorkerProcess:
-    """One worker's process, and what it shares with the supervisor.
+    """A process that is a worker, and may be others after it, and what it shares with them.
 
     Args:
-        order: what was ordered: its number and its incarnation.
+        order: what was ordered, its number and its incarnation; kept as an attribute.
         life: which of all forks it is: a start that was tried again has had more than one, and
             what the others said must not be taken for its word.
         pid: its process id.
@@ -301,6 +303,9 @@ class WorkerProcess:
         ledger: grants and outcomes.
         lane: the short way to it and back.
         output: what it prints.
+
+    Attributes:
+        is_last: whether it is to be no other worker after this one.
     """
 
     def __init__(
@@ -314,13 +319,15 @@ class WorkerProcess:
         lane: Lane,
         output: Output,
     ) -> None:
-        self.number = order.number
-        self.incarnation = order.incarnation
+        self.order = order
         self.life = life
+        self.identity = identity(order.number, life)
         self.pid = pid
         self.ledger = ledger
         self.lane = lane
         self.output = output
+        self.is_last = False
+        self._uses = 1
         self._status = status
         self._pidfd = _open_pidfd(pid)
 
@@ -328,8 +335,37 @@ class WorkerProcess:
         """Descriptor that becomes readable when the process has ended."""
         return self._status if self._pidfd is None else self._pidfd
 
+    @property
+    def number(self) -> int:
+        """Of the worker that it is, or was last."""
+        return self.order.number
+
+    @property
+    def incarnation(self) -> int:
+        """Of that worker."""
+        return self.order.incarnation
+
+    @property
+    def is_used(self) -> bool:
+        """Whether it has been another worker before."""
+        return self._uses > 1
+
+    @property
+    def may_stay(self) -> bool:
+        """Whether it can be another worker after this one."""
+        return not self.is_last and self._uses < _MOST_USES and not self.output.is_closed
+
+    def begin_anew(self, order: Spawn) -> None:
+        """It is another worker from now on; nobody reads what the one before it printed."""
+        self.order = order
+        self._uses += 1
+        self.output = Output.of_worker(
+            self.output.pipes, order.number, order.incarnation, is_session=order.is_session
+        )
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal, if it still lives."""
+        self.is_last = True
         with contextlib.suppress(ProcessLookupError):
             if self._pidfd is None:
                 os.kill(self.pid, number)  # noqa: TID251 - here alone

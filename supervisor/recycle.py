@@ -49,6 +49,11 @@ class RecyclePolicy:
         self.max_memory_bytes = max_memory_bytes
         self._jitter = jitter
 
+    @property
+    def is_unlimited(self) -> bool:
+        """Whether a worker may live for ever."""
+        return self.max_requests is None and self.max_memory_bytes is None
+
     def quota(self) -> float:
         """Most requests of the next incarnation: drawn, so that not all are spent at once."""
         if self.max_requests is None:

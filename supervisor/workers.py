@@ -42,9 +42,11 @@ from soloist.protocol.messages import (
     Pong,
     Ready,
     Refused,
+    Reuse,
     Run,
     Snapshot,
     Streamed,
+    Vacant,
     WireMessage,
 )
 from soloist.protocol.messages import Interrupt as InterruptMessage
@@ -80,12 +82,14 @@ from soloist.supervisor.pool import Pool
 from soloist.supervisor.process import Spawner, WorkerProcess
 from soloist.supervisor.reports import Reports
 from soloist.supervisor.request import Request
+from soloist.supervisor.spares import Spares
 from soloist.supervisor.watch import Watch
 
 Crew: TypeAlias = Pool | Broker
 """Who decides for a worker."""
 _MAX_TAKEN = 256
 """Messages taken from workers in one turn of the I/O thread; the rest in the next."""
+_NOT_YET = frozenset({WorkerState.STARTING, WorkerState.CONNECTING})
 _OUTCOMES = frozenset({Answer, Answers, Failure})
 
 
@@ -140,6 +144,7 @@ class Workers:
         self.first: Future[None] = Future()
         self.counts = {"answered": 0, "failed": 0, "cancelled": 0}
         self._processes: dict[int, WorkerProcess] = {}
+        self._spares: Spares[WorkerProcess] = Spares()
         self._early: dict[int, list[Received]] = {}
         self._has_settled = False
         self.watch = Watch(
@@ -168,6 +173,7 @@ class Workers:
             Streamed: self._streamed,
             Loaded: self._loaded,
             Ready: self._ready,
+            Vacant: self._vacant,
             Broken: self._broken,
             Snapshot: lambda crew, number, message: crew.snapshot(number, message.data),
             Control: self._question,
@@ -198,13 +204,13 @@ class Workers:
 
     def close(self) -> None:
         """Forget every process, whatever has become of it."""
-        for process in self._processes.values():
+        for process in (*self._processes.values(), *self._spares):
             self._outputs.finish(process.output)
             process.close()
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to every process."""
-        for process in self._processes.values():
+        for process in (*self._processes.values(), *self._spares):
             process.signal(number)
 
     def has_settled(self) -> bool:
@@ -256,7 +262,11 @@ class Workers:
     def _do_spawn(self, action: Spawn) -> None:
         self.watch.expect()
         self.reports.spawning(action.number)
-        self._spawner.spawn(action)
+        process = self._spares.take() if action.is_session else None
+        if process is None:
+            self._spawner.spawn(action)
+        else:
+            self._reuse(process, action)
 
     def _do_revoke(self, action: Revoke) -> None:
         process = self._processes[action.number]
@@ -277,7 +287,11 @@ class Workers:
         process = self._processes.get(action.number)
         if process is None:
             return  # it is killed as soon as it is known
-        if not self._channel.send(process, StopMessage()):
+        may_stay = action.may_stay and process.may_stay and self._spares.has_room
+        self._stop(process, may_stay=may_stay)
+
+    def _stop(self, process: WorkerProcess, *, may_stay: bool = False) -> None:
+        if not self._channel.send(process, StopMessage(may_stay)):
             process.signal(signal.SIGKILL)  # it does not listen
 
     def _lose_patience(self, action: Kill) -> None:
@@ -354,6 +368,8 @@ class Workers:
         self.execute(crew.ready(number))
 
     def _broken(self, crew: Crew, number: int, message: Broken) -> None:
+        if self._processes[number].is_used:  # it exits, and a new process begins in its place
+            return
         error = from_info(message.error)
         self.first_is(None if message.is_loaded else error)
         self.reports.broken(number, error)
@@ -387,12 +403,13 @@ class Workers:
         process = self._processes[number]
 
         def reply(answer: ControlReply) -> None:
-            self._inbox.post(lambda: self._do_reply(process, answer))
+            self._inbox.post(lambda: self._do_reply(number, process, answer))
 
         self._calls.question(crew, number, asked, reply)
 
-    def _do_reply(self, process: WorkerProcess, answer: ControlReply) -> None:
-        if self._processes.get(process.number) is process:
+    def _do_reply(self, number: int, process: WorkerProcess, answer: ControlReply) -> None:
+        """Tell the worker that has asked, not one that is in the same process by now."""
+        if self._processes.get(number) is process:
             self._channel.send(process, answer)
 
     # -- processes come and go -------------------------------------------------------------------
@@ -441,8 +458,11 @@ class Workers:
         while (received := self._channel.receive()) is not None:
             self._take(received)
         number = process.number
-        crew = self._crew(number)
-        self._hear(crew, number, process.ledger.read(is_over=True))
+        if self._spares.drop(process):
+            self._channel.remove(process)
+            process.close()
+            return
+        self._hear(self._crew(number), number, process.ledger.read(is_over=True))
         unclaimed = process.ledger.take_back()
         stderr = self._outputs.finish(process.output)
         exitcode = process.exitcode()
@@ -450,12 +470,91 @@ class Workers:
         del self._processes[number]
         self._channel.remove(process)
         process.close()
-        actions = crew.exited(number, exitcode, unclaimed, time.monotonic(), stderr)
-        self._calls.lost(number, exitcode, stderr, untold=crew.untold)
-        self.execute(actions)
+        if process.is_used and self._worker(number).state in _NOT_YET:
+            self._begin_again(process.order)
+            return
+        self._ended(number, exitcode, unclaimed, stderr)
         if not self.first.done():
             text = f"the first worker died while it loaded the client (code {exitcode})"
             self.first_is(WorkerLost(text + last_words(stderr), exitcode=exitcode, stderr=stderr))
+
+    def _ended(
+        self, number: int, exitcode: int | None, unclaimed: Iterable[int], stderr: str
+    ) -> None:
+        """A worker has ended, and everything that it said has been heard: what now?"""
+        crew = self._crew(number)
+        actions = crew.exited(number, exitcode, unclaimed, time.monotonic(), stderr)
+        self._calls.lost(number, exitcode, stderr, untold=crew.untold)
+        self.execute(actions)
+
+    # -- one process, one worker after the other -------------------------------------------------
+
+    @property
+    def spare_count(self) -> int:
+        """Processes that are no worker just now."""
+        return len(self._spares)
+
+    def next_deadline(self) -> float:
+        """When ``dismiss_spares`` wants to be called; may be never."""
+        return self._spares.next_at()
+
+    def dismiss_spares(self, now: float) -> None:
+        """See to it that none stays for longer than it may."""
+        for process in self._spares.old(now):
+            self._stop(process)
+        for process in self._spares.late(now):
+            process.signal(signal.SIGKILL)
+
+    def keep_no_spares(self, now: float) -> None:
+        """No more conversations will begin."""
+        self._spares.close()
+        self.dismiss_all_spares(now)
+
+    def dismiss_all_spares(self, now: float) -> None:
+        """No process that there is now is another worker later."""
+        for process in self._processes.values():
+            process.is_last = True
+        for process in self._spares.all(now):
+            self._stop(process)
+
+    def _vacant(self, crew: Crew, number: int, message: Vacant) -> None:
+        """A worker has nothing left of its client: soon, for what came with it is heard first."""
+        del crew, message
+        process = self._processes[number]
+        self._inbox.post(lambda: self._vacated(process))
+
+    def _vacated(self, process: WorkerProcess) -> None:
+        number = process.number
+        if self._inbox.is_closed.is_set() or self._processes.get(number) is not process:
+            return  # all has ended, or it has
+        if not (process.may_stay and self._spares.has_room):
+            self._stop(process)
+            return
+        stderr = self._outputs.release(process.output)
+        unclaimed = process.ledger.take_back()
+        self.reports.vacated(number, process.pid)
+        del self._processes[number]
+        self._spares.keep(process, time.monotonic())
+        self._ended(number, 0, unclaimed, stderr)
+
+    def _begin_again(self, order: Spawn) -> None:
+        """A process that has held others could not hold this one: that is not this one's failure.
+
+        Nothing has been asked of it yet.
+        """
+        crew = self._crew(order.number)
+        assert isinstance(crew, Broker)
+        crew.begin_again(order.number)
+        self._spawner.spawn(order)
+
+    def _reuse(self, process: WorkerProcess, order: Spawn) -> None:
+        """Let a spare process be the worker that was ordered."""
+        process.begin_anew(order)
+        self._processes[order.number] = process
+        self._outputs.add(process.output)
+        self.reports.worker(order.number, events.WORKER_REUSED, pid=process.pid)
+        if not self._channel.send(process, Reuse(order.restore)):
+            process.signal(signal.SIGKILL)  # it does not listen
 
     def first_is(self, error: SoloistError | None) -> None:
         """The first worker has loaded the user's code, or it cannot; heard twice is once."""

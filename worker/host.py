@@ -220,8 +220,8 @@ class Host:
                 raise
             raise client_error(error) from error
 
-    async def disconnect(self) -> None:
-        """End the client, in bounded time, whatever it raises."""
+    async def disconnect(self) -> bool:
+        """End the client, in bounded time, whatever it raises; whether it went in order."""
 
         async def run() -> None:
             await self._client.disconnect()
@@ -230,7 +230,9 @@ class Host:
         try:
             await asyncio.wait({task}, timeout=DISCONNECT_S)
         finally:
+            is_done = task.done()
             await _is_cut_off(task)
+        return is_done and not task.cancelled() and task.exception() is None
 
     def _built(self) -> Any:
         try:

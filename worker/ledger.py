@@ -177,6 +177,10 @@ class Ledger:
         page.begin(lease)
         return page
 
+    def clear(self) -> None:
+        """Leave nothing for whoever comes next; this object is of no use after it."""
+        os.ftruncate(self._file, 0)
+
     def is_full(self, *, acked: int) -> bool:
         """Whether it has outgrown its size and holds what the supervisor may not have."""
         return self._offset > _KEEP_BYTES and acked < self._last

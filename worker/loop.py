@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import enum
 import functools
 import logging
 import time
@@ -45,6 +46,7 @@ from soloist.protocol.messages import (
     Snapshot,
     Stop,
     Streamed,
+    Vacant,
     WireMessage,
 )
 from soloist.worker import chunk, control
@@ -144,6 +146,12 @@ class Desk:
         if lease == ledger.NO_LEASE:
             self.flush()
 
+    def leave(self) -> None:
+        """Say that the client is gone and has left nothing, here neither."""
+        self.flush()
+        self._ledger.clear()
+        self.channel.send(Vacant())
+
     def _encode(self, outcome: Answer | Failure) -> bytes:
         try:
             payload = codec.encode(outcome)
@@ -159,7 +167,15 @@ class Desk:
         return codec.encode(Failure(outcome.lease, outcome.duration_s, to_info(refusal)))
 
 
-def run_sync(desk: Desk, call: Callable[[Any], Any], *, is_session: bool = False) -> None:
+class End(enum.Enum):
+    """How serving has ended."""
+
+    FAILED = "the client cannot go on"
+    STOPPED = "the process is to exit"
+    MAY_STAY = "the client is gone, and the process may stay"
+
+
+def run_sync(desk: Desk, call: Callable[[Any], Any], *, is_session: bool = False) -> End:
     """Serve a sync callable until told to stop."""
     if is_session:  # a bare callable is stateless by contract: any other can continue
         desk.announce(Snapshot(ledger.NO_LEASE, codec.encode_value({})))
@@ -182,7 +198,7 @@ def run_sync(desk: Desk, call: Callable[[Any], Any], *, is_session: bool = False
             error = InvalidOptions(f"a bare callable has no {message.name}()")
             desk.channel.send(Refused(message.number, to_info(error)))
         elif isinstance(message, Stop):
-            return
+            return End.MAY_STAY if message.may_stay else End.STOPPED
 
 
 def _run_one(desk: Desk, lease: Lease, call: Callable[[Any], Any]) -> None:
@@ -197,8 +213,8 @@ def _run_one(desk: Desk, lease: Lease, call: Callable[[Any], Any]) -> None:
 
 async def run_async(
     desk: Desk, host: Host, *, is_session: bool = False, control_timeout_s: float = 0.0
-) -> bool:
-    """Serve a client until told to stop; whether its end was in order.
+) -> End:
+    """Serve a client until told to stop.
 
     Args:
         desk: where leases come from and outcomes go.
@@ -263,19 +279,25 @@ class _AsyncLoop:
         self._adopted = Adopted()
         self._idle: _Doorbell | None = None  # rung when there may be a lease to claim
         self._stopped = asyncio.Event()
+        self._may_stay = False
 
-    async def run(self) -> bool:
+    async def run(self) -> End:
         control.install(self._controls)
         loop = asyncio.get_running_loop()
         sources = self._desk.channel.sources()
         for descriptor, wake in sources:
             loop.add_reader(descriptor, self._readable, wake)
+        is_in_order = is_gone = False
         try:
-            return await self._race(self._serve())
+            is_in_order = await self._race(self._serve())
         finally:
             for descriptor, _ in sources:
                 loop.remove_reader(descriptor)
-            await self._host.disconnect()
+            is_gone = await self._host.disconnect()
+            control.install(None)
+        if not is_in_order:
+            return End.FAILED
+        return End.MAY_STAY if self._may_stay and is_gone else End.STOPPED
 
     async def _race(self, serving: Coroutine[Any, Any, bool]) -> bool:
         """Serve until stopped; a turn that runs by then is cut off."""
@@ -407,7 +429,8 @@ class _AsyncLoop:
                     self._idle.ring()
             case Interrupt(lease):
                 self._interrupt(lease)
-            case Stop():
+            case Stop(may_stay):
+                self._may_stay = may_stay
                 self._stopped.set()
             case ControlReply():
                 self._controls.resolve(message)

@@ -27,14 +27,18 @@ from multiprocess import forkserver as mp_forkserver
 from multiprocess import resource_tracker
 
 from soloist.protocol.errors import SoloistError, to_info
-from soloist.protocol.messages import VERSION, Broken, Loaded
+from soloist.protocol.messages import VERSION, Broken, Loaded, Reuse, Stop
 from soloist.worker import guard, loop, usercode
 from soloist.worker.channel import Channel
 from soloist.worker.clients.function import AsyncFunctionClient
 from soloist.worker.host import Host
 from soloist.worker.ledger import Claims, Ledger
+from soloist.worker.loop import End
+from soloist.worker.traces import Traces
 
 remove_abandoned = guard.remove_abandoned
+
+_log = logging.getLogger("soloist.worker")
 
 
 def serve_forks(
@@ -112,15 +116,49 @@ def run(config: WorkerConfig, *, grants: int, outcomes: int, lane: int) -> int:
     """
     _become_worker(config)
     with Channel(config.endpoint, config.identity, lane) as channel:
-        desk = loop.Desk(channel, Claims(grants), Ledger(outcomes), config.max_payload_bytes)
-        try:
-            serve = _prepare(config, desk)
-        except SoloistError as error:
-            desk.announce(Broken(is_loaded=False, error=to_info(error)))
-            return 1
-        is_interruptible = serve.func is not _run_sync
-        desk.announce(Loaded(VERSION, os.getpid(), is_interruptible))
-        return 0 if serve() else 1
+        while True:
+            desk = loop.Desk(channel, Claims(grants), Ledger(outcomes), config.max_payload_bytes)
+            end = _serve(config, desk)
+            if end is not End.MAY_STAY:
+                return int(end is End.FAILED)
+            desk.leave()
+            if (reuse := _next_order(channel)) is None:
+                return 0
+            config = dataclasses.replace(config, restore=reuse.restore)
+
+
+def _serve(config: WorkerConfig, desk: loop.Desk) -> End:
+    """Be one worker, with one client, up to its end."""
+    try:
+        code = usercode.load(config.client_file)
+        traces = Traces()
+        serve = _prepare(code, config, desk)
+    except SoloistError as error:
+        desk.announce(Broken(is_loaded=False, error=to_info(error)))
+        return End.FAILED
+    is_interruptible = serve.func is not _run_sync
+    desk.announce(Loaded(VERSION, os.getpid(), is_interruptible))
+    end: End = serve()
+    if end is not End.MAY_STAY:
+        return end
+    del serve, code  # and with it the client
+    gc.collect()
+    if found := traces.found():
+        _log.debug("the client has left %s: its process ends", found)
+        return End.STOPPED
+    flush()
+    return end
+
+
+def _next_order(channel: Channel) -> Reuse | None:
+    """Wait for what this process is to be next; ``None`` if it is to exit.
+
+    What was said to the client that is gone is passed over.
+    """
+    while not isinstance(message := channel.receive(), Reuse):
+        if isinstance(message, Stop):
+            return None
+    return message
 
 
 def print_to(stdout: int, stderr: int) -> None:
@@ -159,9 +197,10 @@ def _become_worker(config: WorkerConfig) -> None:
     resource_tracker._resource_tracker._fd = None  # noqa: SLF001
 
 
-def _prepare(config: WorkerConfig, desk: loop.Desk) -> functools.partial[Any]:
-    """Load the user's code and say how it is to be served."""
-    code = usercode.load(config.client_file)
+def _prepare(
+    code: usercode.UserCode, config: WorkerConfig, desk: loop.Desk
+) -> functools.partial[Any]:
+    """Say how the user's code is to be served; a client is built."""
     new_client: Callable[[], Any]
     if code.kind == "contract":
         new_client = code.new_client
@@ -181,7 +220,7 @@ def _prepare(config: WorkerConfig, desk: loop.Desk) -> functools.partial[Any]:
     return functools.partial(_run_async, desk, host, config)
 
 
-def _run_async(desk: loop.Desk, host: Host, config: WorkerConfig) -> bool:
+def _run_async(desk: loop.Desk, host: Host, config: WorkerConfig) -> End:
     return asyncio.run(
         loop.run_async(
             desk,
@@ -192,9 +231,8 @@ def _run_async(desk: loop.Desk, host: Host, config: WorkerConfig) -> bool:
     )
 
 
-def _run_sync(desk: loop.Desk, call: Any, config: WorkerConfig) -> bool:
-    loop.run_sync(desk, call, is_session=config.is_session)
-    return True
+def _run_sync(desk: loop.Desk, call: Any, config: WorkerConfig) -> End:
+    return loop.run_sync(desk, call, is_session=config.is_session)
 
 
 def _is_async(target: Any) -> bool:

@@ -41,7 +41,8 @@ CLOSING_STEPS = (Step.STOP_SENT, Step.DISCONNECT, Step.INTERRUPT_SENT, Step.INTE
 HARMLESS = frozenset(
     {
         Step.SPAWN, Step.CONNECT, Step.RESTORE, Step.LEDGER, Step.RESET, Step.RECYCLE,
-        Step.STOP_SENT, Step.DISCONNECT, Step.INTERRUPT, Step.DRAIN, Step.AGENT,
+        Step.STOP_SENT, Step.DISCONNECT, Step.VACANT, Step.REUSE, Step.INTERRUPT, Step.DRAIN,
+        Step.AGENT,
     }
 )  # fmt: skip
 """A worker that dies here runs nobody's request, or one whose outcome is settled otherwise."""
@@ -308,7 +309,7 @@ class Round:
             pool.append(self._reader)
         if step in {Step.RESTORE, Step.SNAPSHOT}:
             return [self._sharer]
-        if step in {Step.STOP_SENT, Step.DISCONNECT}:
+        if step in {Step.STOP_SENT, Step.DISCONNECT, Step.VACANT, Step.REUSE}:
             return [self._owner]
         if step in {Step.RESET, Step.RECYCLE, Step.HELPER}:
             return pool

@@ -56,6 +56,10 @@ class Step(enum.Enum):
     """Supervisor: just after a Stop message was sent."""
     DISCONNECT = "disconnect"
     """Worker: the client is about to end its conversation."""
+    VACANT = "vacant"
+    """Supervisor: a process has said that its client is gone, and that has not been handled."""
+    REUSE = "reuse"
+    """Supervisor: just after a vacant process was told to hold another conversation's client."""
     HELPER = "helper"
     """The spawning helper is killed, and with it every worker; it strikes at a dispatch."""
     AGENT = "agent"
@@ -65,7 +69,7 @@ class Step(enum.Enum):
 IN_SUPERVISOR = frozenset(
     {
         Step.SPAWN, Step.DISPATCH, Step.RECEIVED, Step.INTERRUPT_SENT, Step.RECYCLE,
-        Step.STOP_SENT, Step.HELPER, Step.AGENT,
+        Step.STOP_SENT, Step.VACANT, Step.REUSE, Step.HELPER, Step.AGENT,
     }
 )  # fmt: skip
 """Steps that :mod:`tests.faults.taps` sees; a worker's client sees the others."""

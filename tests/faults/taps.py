@@ -17,12 +17,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self
 from unittest import mock
 
-from soloist.protocol.messages import Answer, Failure, Interrupt, Run, Stop
+from soloist.protocol.messages import Answer, Failure, Interrupt, Reuse, Run, Stop, Vacant
 from soloist.supervisor import channel, io_thread, process, request
 from tests.faults.steps import IN_SUPERVISOR, SIGNALS, Action, Fault, Orders, Step, delay
 
 _DEATH_MS = 5_000
-_SENT = {Run: Step.DISPATCH, Interrupt: Step.INTERRUPT_SENT, Stop: Step.STOP_SENT}
+_SENT = {
+    Run: Step.DISPATCH, Interrupt: Step.INTERRUPT_SENT, Stop: Step.STOP_SENT, Reuse: Step.REUSE,
+}  # fmt: skip
 
 
 class _Victim:
@@ -130,15 +132,21 @@ class Taps:
     # -- where the supervisor passes -----------------------------------------------------------
 
     def spawned(self, worker: process.WorkerProcess) -> None:
+        self._know(worker)
+        self._strike(Step.SPAWN, worker.number)
+
+    def _know(self, worker: process.WorkerProcess) -> None:
         victim = _Victim(worker)
         with self._lock:
             before = self._victims.get(worker.number)
             self._victims[worker.number] = victim
         if before is not None:
             before.close()
-        self._strike(Step.SPAWN, worker.number)
 
-    def sent(self, number: int, message: object) -> None:
+    def sent(self, peer: Any, message: object) -> None:
+        number = peer.number
+        if type(message) is Reuse:  # another worker, in a process that is known by another number
+            self._know(peer)
         step = _SENT.get(type(message))
         if step is not None:
             self._strike(step, number)
@@ -153,6 +161,8 @@ class Taps:
             action = self._strike(Step.RECEIVED, number)
             if action is Action.KILL:
                 self._victims[number].wait()
+        if any(isinstance(message, Vacant) for message in messages):
+            self._strike(Step.VACANT, number)
 
     def use_helper(self, helper: process.Forkserver) -> None:
         self._helper = helper
@@ -180,7 +190,7 @@ class Taps:
         class TappedChannel(channel.Channel):
             def send(self, peer: channel.Peer, message: Any) -> bool:
                 is_sent = super().send(peer, message)
-                taps.sent(peer.number, message)
+                taps.sent(peer, message)
                 return is_sent
 
             def receive(self) -> Any:

@@ -38,6 +38,10 @@ def text_of(messages):
     return result.result
 
 
+def pids_of_sessions(sup):
+    return {session.pid for session in sup.stats().sessions}
+
+
 @pytest.fixture(scope="module")
 def sup():
     """Turns in four pieces; a long one lasts until it is interrupted."""
@@ -398,17 +402,17 @@ class TestOwned:
             assert last.is_error
             assert text_of(own.query_and_receive("next")) == "next"
 
-    def test_its_worker_ends_with_it(self, sup):
+    def test_its_worker_is_free_after_it(self, sup):
         with sup.session() as own:
             pid = own.stats().pid
-            assert psutil.pid_exists(pid)
-        eventually(lambda: not psutil.pid_exists(pid))
+            assert pid in pids_of_sessions(sup)
+        assert pid not in pids_of_sessions(sup)
 
     def test_one_that_was_forgotten_is_closed(self, sup):
         with pytest.warns(ResourceWarning, match="Session was not closed"):
             pid = sup.session().stats().pid
             gc.collect()
-        eventually(lambda: not psutil.pid_exists(pid))
+        eventually(lambda: pid not in pids_of_sessions(sup))
 
 
 @pytest.fixture

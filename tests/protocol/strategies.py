@@ -45,7 +45,7 @@ leases = st.builds(m.Lease, numbers, st.binary(max_size=20), st.booleans())
 WIRE = {
     m.Run: st.builds(m.Run, st.lists(leases, max_size=4).map(tuple), numbers),
     m.Interrupt: st.builds(m.Interrupt, numbers),
-    m.Stop: st.builds(m.Stop),
+    m.Stop: st.builds(m.Stop, st.booleans()),
     m.Loaded: st.builds(m.Loaded, numbers, numbers, st.booleans()),
     m.Ready: st.builds(m.Ready),
     m.Broken: st.builds(m.Broken, st.booleans(), tuple_errors),
@@ -56,6 +56,8 @@ WIRE = {
     m.Failure: st.builds(m.Failure, numbers, durations | numbers, tuple_errors),
     m.Command: st.builds(m.Command, numbers, texts, st.binary(max_size=20)),
     m.ControlReply: st.builds(m.ControlReply, numbers, st.binary(max_size=20)),
+    m.Vacant: st.builds(m.Vacant),
+    m.Reuse: st.builds(m.Reuse, st.binary(max_size=20)),
     m.Snapshot: st.builds(m.Snapshot, numbers, st.binary(max_size=20)),
     m.Control: st.builds(m.Control, numbers, numbers, texts, st.binary(max_size=20)),
     m.Done: st.builds(m.Done, numbers),

@@ -358,7 +358,7 @@ class TestClosing:
         world = World()
         number = world.up("talk")
         closers = [world.close(number), world.close(number, drain=True)]
-        assert world.decide() == [Stop(number)]
+        assert world.decide() == [Stop(number, may_stay=True)]
         closers.append(world.close(number))
         assert not any(closed.done() for closed in closers)
         world.exit(number)
@@ -420,7 +420,7 @@ class TestClosing:
         world = World()
         number = world.up("talk", SessionLimits(100, 60.0))
         assert world.brokers.next_deadline() == world.now + 60.0
-        assert world.decide(60.0) == [Stop(number)]
+        assert world.decide(60.0) == [Stop(number, may_stay=True)]
         world.exit(number)
         assert world.is_clean()
         assert type(world.submit(number).outcome) is SessionClosed
@@ -630,6 +630,6 @@ class TestEndOfTheSupervisor:
         world.decide()
         world.brokers.cancel_pending()
         assert type(request.outcome) is RequestCancelled
-        assert world.decide() == [Stop(number)]
+        assert world.decide() == [Stop(number, may_stay=True)]
         world.exit(number)
         assert closed.done()

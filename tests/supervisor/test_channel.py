@@ -27,9 +27,9 @@ class Peer:
     """A worker as the supervisor knows it, and the worker's own channel."""
 
     def __init__(self, endpoint, number=1, life=1):
-        self.number, self.life = number, life
+        self.number, self.life, self.identity = number, life, identity(number, life)
         self.lane = Lane()
-        self.channel = WorkerChannel(endpoint, identity(number, life), os.dup(self.lane.theirs))
+        self.channel = WorkerChannel(endpoint, self.identity, os.dup(self.lane.theirs))
 
     def listen(self, count):
         """The next so many messages that the worker hears, each as soon as it is told of it."""

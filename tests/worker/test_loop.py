@@ -40,11 +40,13 @@ from soloist.protocol.messages import (
     Snapshot,
     Stop,
     Streamed,
+    Vacant,
 )
 from soloist.supervisor import ledger as supervisor_ledger
 from soloist.worker import control, loop
 from soloist.worker.host import Host
 from soloist.worker.ledger import Claims, Ledger
+from soloist.worker.loop import End
 
 LIMIT_S = 10.0
 
@@ -335,6 +337,12 @@ def serve_sync(office, call, *steps, is_session=False):
 
 
 class TestSyncSession:
+    @pytest.mark.parametrize("may_stay", [True, False])
+    def test_the_process_may_stay_if_it_is_told_so(self, office, may_stay):
+        office.channel.inbox.append(Stop(may_stay))
+        end = loop.run_sync(office.desk, str.upper, is_session=True)
+        assert end is (End.MAY_STAY if may_stay else End.STOPPED)
+
     def test_it_can_be_continued_by_any_other(self, office):
         serve_sync(office, str.upper, office.run("a"), is_session=True)
         first, ready, answer = office.channel.sent
@@ -562,8 +570,8 @@ class TestAsync:
             await news.outcomes(3)
             office.channel.put(Stop())
 
-        is_well, client = serve(office, scene)
-        assert is_well is True
+        end, client = serve(office, scene)
+        assert end is End.STOPPED
         assert office.channel.sent[0] == Ready()
         assert office.texts == ["a", "b", "c"]
         assert client.log == ["connect", "a", "reset", "b", "reset", "c", "reset", "disconnect"]
@@ -707,8 +715,8 @@ class TestAsync:
         async def scene(client):
             pass
 
-        is_well, client = serve(office, scene, connect=fail)
-        assert is_well is False
+        end, client = serve(office, scene, connect=fail)
+        assert end is End.FAILED
         (broken,) = office.channel.sent
         assert isinstance(broken, Broken)
         assert broken.is_loaded is True
@@ -727,8 +735,8 @@ class TestAsync:
         async def scene(client):
             office.channel.put(office.run("a", "b"))
 
-        is_well, _ = serve(office, scene, connect=connect_once, reset=None)
-        assert is_well is False
+        end, _ = serve(office, scene, connect=connect_once, reset=None)
+        assert end is End.FAILED
         assert [type(m) for m in office.channel.sent] == [Ready, Answer, Broken]
         assert office.shared.take_back() == [2], "the other one never started"
 
@@ -745,9 +753,9 @@ class TestAsync:
             await news.outcomes(3)
             office.channel.put(Stop())
 
-        is_well, _ = serve(office, scene)
+        end, _ = serve(office, scene)
         first, failure, last = office.texts
-        assert (is_well, first, last) == (True, "a", "b")
+        assert (end, first, last) == (End.STOPPED, "a", "b")
         assert failure.type_name == "KeyError"
 
     def test_a_prompt_that_is_none_fails_alone(self, office):
@@ -777,10 +785,47 @@ class TestAsync:
             office.channel.put(Stop())
 
         methods = {"connect": hang} if when == "connecting" else {}
-        is_well, client = serve(office, scene, **methods)
-        assert is_well is True
+        end, client = serve(office, scene, **methods)
+        assert end is End.STOPPED
         assert client.log[-1] == "disconnect"
         assert office.outcomes == []
+
+    @pytest.mark.parametrize(("hangs_on", "expected"), [(False, End.MAY_STAY), (True, End.STOPPED)])
+    def test_the_process_may_stay_if_the_client_goes_in_order(self, office, hangs_on, expected):
+        async def disconnect():
+            if hangs_on:
+                raise ConnectionError("it hangs on")
+
+        async def scene(client):
+            office.channel.put(Stop(may_stay=True))
+
+        end, _ = serve(office, scene, disconnect=disconnect)
+        assert end is expected
+
+    def test_a_client_that_has_died_is_no_reason_to_stay(self, office):
+        async def connect():
+            raise ClientError("no")
+
+        async def scene(client):
+            office.channel.put(Stop(may_stay=True))
+
+        end, _ = serve(office, scene, connect=connect)
+        assert end is End.FAILED
+
+    def test_nobody_can_be_asked_any_more_when_the_client_is_gone(self, office):
+        async def scene(client):
+            office.channel.put(Stop(may_stay=True))
+
+        serve(office, scene)
+        with pytest.raises(LocalProtocolError, match="no caller"):
+            asyncio.run(control.ask_caller("anything", {}))
+
+    def test_who_leaves_says_all_before_and_leaves_nothing_in_the_ledger(self, office):
+        office.desk.announce(Snapshot(0, codec.encode_value("mine")))
+        office.desk.put(codec.encode(Ready()))
+        office.desk.leave()
+        assert office.channel.sent[-2:] == [Ready(), Vacant()]
+        assert office.shared.read(is_over=True) == []
 
     def test_stop_before_anything_else_is_heard(self, office):
         office.channel.inbox.append(Stop())
@@ -788,8 +833,8 @@ class TestAsync:
         async def scene(client):
             pass
 
-        is_well, _ = serve(office, scene)
-        assert is_well is True
+        end, _ = serve(office, scene)
+        assert end is End.STOPPED
 
     def test_an_oversized_streamed_message_does_not_leave_the_worker(self, strict):
         """The supervisor's socket would close the connection on it."""
@@ -832,8 +877,8 @@ class TestSignsOfLife:
             await news.outcomes(1)
             office.channel.put(Stop())
 
-        is_well, _ = serve(office, scene)
-        assert is_well
+        end, _ = serve(office, scene)
+        assert end is End.STOPPED
         assert self.pongs(office) == 2
         assert office.texts == ["a"]
 
@@ -909,7 +954,7 @@ class TestSnapshots:
                 await news.outcomes(i)
             office.channel.put(Stop())
 
-        self.is_well, _ = serve(
+        self.end, _ = serve(
             office,
             scene,
             is_session=True,
@@ -963,7 +1008,7 @@ class TestSnapshots:
 
         self.converse(office, 1, begin=0, receive_response=answer)
         assert self.sent(office) == [(0, 0), "Ready", (1, 1), "Failure"]
-        assert self.is_well
+        assert self.end
 
     def test_restoring_comes_first_and_what_was_restored_is_not_sent_back(self, office):
         conversation = self.converse(office, "old", "new", restored="old")
@@ -984,14 +1029,14 @@ class TestSnapshots:
         async def scene(client):
             pass
 
-        is_well, _ = serve(
+        end, _ = serve(
             office,
             scene,
             is_session=True,
             restored=codec.encode_value("old"),
             **{**conversation.methods, "restore": restore},
         )
-        assert is_well is False
+        assert end is End.FAILED
         (broken,) = office.channel.sent
         assert str(from_info(broken.error)) == "gone"
         assert conversation.log == []
@@ -1026,10 +1071,10 @@ class TestSnapshots:
             await begun.wait()
             office.channel.put(Stop())
 
-        is_well, _ = serve(
+        end, _ = serve(
             office, scene, is_session=True, snapshot=snapshot, restore=lambda value: None
         )
-        assert is_well is True
+        assert end is End.STOPPED
         assert office.channel.sent == []
 
 
@@ -1061,8 +1106,8 @@ class TestSessions:
             office.channel.put(office.run("a"), office.run("b"))
             await news.outcomes(1)
 
-        is_well, client = serve(office, scene, is_session=True, **conversation.methods)
-        assert is_well is False
+        end, client = serve(office, scene, is_session=True, **conversation.methods)
+        assert end is End.FAILED
         (failure,) = office.texts
         assert failure.type_name == "KeyError"
         snapshots = [m for m in office.channel.sent if isinstance(m, Snapshot)]
@@ -1094,8 +1139,8 @@ class TestSessions:
             await news.outcomes(2)
             office.channel.put(Stop())
 
-        is_well, client = serve(office, scene, is_session=True)
-        assert is_well is True
+        end, client = serve(office, scene, is_session=True)
+        assert end is End.STOPPED
         assert office.texts[1] == "b"
         assert client.log.count("connect") == 1
 
@@ -1114,8 +1159,8 @@ class TestCommands:
             await news.until(lambda: len(self.replies(office)) == len(commands))
             office.channel.put(Stop())
 
-        is_well, _ = serve(office, scene, is_session=True, **methods)
-        assert is_well is True
+        end, _ = serve(office, scene, is_session=True, **methods)
+        assert end is End.STOPPED
         return self.replies(office)
 
     def test_one_that_is_carried_out_is_done(self, office):
@@ -1226,8 +1271,8 @@ class TestCommands:
             await begun.wait()
             office.channel.put(Stop())
 
-        is_well, _ = serve(office, scene, is_session=True, set_model=set_model)
-        assert is_well is True
+        end, _ = serve(office, scene, is_session=True, set_model=set_model)
+        assert end is End.STOPPED
 
 
 class TestQuestions:
