@@ -80,6 +80,13 @@ class Settle(NamedTuple):
     outcome: Outcome
 
 
+class SettleAll(NamedTuple):
+    """Hand each of these requests its answer: what a worker sent together."""
+
+    requests: list[Request]
+    answers: list[Answer]
+
+
 class SettlePart(NamedTuple):
     """Hand prompts of a chunk that follow each other their answers."""
 
@@ -145,6 +152,7 @@ Action: TypeAlias = (
     | Stop
     | Kill
     | Settle
+    | SettleAll
     | SettlePart
     | Retried
     | Tell

@@ -67,6 +67,7 @@ from soloist.supervisor.crew import (
     Retried,
     Revoke,
     Settle,
+    SettleAll,
     SettlePart,
     Spawn,
     Stop,
@@ -157,6 +158,7 @@ class Workers:
             post=inbox.post,
         )
         self._handlers: dict[type, Callable[[Any], None]] = {
+            SettleAll: self._do_settle_all,
             SettlePart: self._do_settle_part,
             Dispatch: self._do_dispatch,
             Spawn: self._do_spawn,
@@ -245,6 +247,12 @@ class Workers:
             self.counts["failed"] += 1
             self.reports.failed(request, outcome)
         request.settle(outcome)
+        self._has_settled = True
+
+    def _do_settle_all(self, action: SettleAll) -> None:
+        self.counts["answered"] += len(action.requests)
+        for request, answer in zip(action.requests, action.answers, strict=True):
+            request.settle(answer)
         self._has_settled = True
 
     def _do_settle_part(self, action: SettlePart) -> None:

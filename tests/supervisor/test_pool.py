@@ -287,10 +287,15 @@ class World:
             assert not worker.pipe
 
     def do_settle(self, action):
-        request = action.request
+        self.settle(action.request, action.outcome)
+
+    def do_settleall(self, action):
+        for request, answer in zip(action.requests, action.answers, strict=True):
+            self.settle(request, answer)
+
+    def settle(self, request, outcome):
         assert request not in self.outcomes, f"{request} settled twice"
-        self.outcomes[request] = action.outcome
-        request.outcome = action.outcome
+        self.outcomes[request] = request.outcome = outcome
 
     # -- shorthand ---------------------------------------------------------------------------
 

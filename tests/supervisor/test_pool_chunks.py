@@ -275,6 +275,10 @@ class World:
     def do_settle(self, action):
         action.request.settle(action.outcome)
 
+    def do_settleall(self, action):
+        for request, answer in zip(action.requests, action.answers, strict=True):
+            request.settle(answer)
+
     def do_settlepart(self, action):
         action.chunk.answered(action.start, action.texts, action.durations, action.worker)
 
