@@ -79,6 +79,7 @@ class Router:
         options: Mapping[int, int | bytes] | None = None,
     ) -> None:
         self._is_dry = False  # nothing was there at the last look, and nothing has happened since
+        self._is_woken = False  # the descriptor reported something after the last look
         try:
             self._socket = context.zmq.socket(zmq.ROUTER)
         except zmq.ZMQError as error:
@@ -108,6 +109,7 @@ class Router:
     def wake(self) -> None:
         """The descriptor was readable: look again."""
         self._is_dry = False
+        self._is_woken = True
 
     def has_input(self) -> bool:
         """Whether ``receive`` would give something."""
@@ -116,15 +118,24 @@ class Router:
         self._is_dry = not int(self._socket.getsockopt(_EVENTS)) & _POLLIN
         return not self._is_dry
 
-    def frames(self) -> list[bytes]:
-        """Take all frames of one message, which is there."""
-        return [part.bytes for part in self.parts()]
+    def frames(self) -> list[bytes] | None:
+        """Take all frames of one message; ``None`` if none is there."""
+        parts = self.parts()
+        return None if parts is None else [part.bytes for part in parts]
 
-    def parts(self) -> list[zmq.Frame]:
+    def parts(self) -> list[zmq.Frame] | None:
         """Take the same as zmq has them."""
+        # After a wake-up something is there; else to ask is cheaper than to try and fail.
+        if not (self._is_woken or self.has_input()):
+            return None
+        self._is_woken = False
         socket = self._socket
         # A frame tells by itself whether more follow; to ask the socket takes twice as long.
-        parts = [socket.recv(_NOBLOCK, copy=False)]
+        try:
+            parts = [socket.recv(_NOBLOCK, copy=False)]
+        except zmq.Again:  # it was about something else
+            self._is_dry = True
+            return None
         while parts[-1].more:
             parts.append(socket.recv(_NOBLOCK, copy=False))
         return parts
@@ -170,9 +181,8 @@ class BrokerChannel(Router):
 
         ``None`` if nothing is there.
         """
-        if not self.has_input():  # cheaper than to try: it keeps the interpreter's lock
-            return None
-        return public_codec.read(self.frames(), public_codec.BROKER)
+        frames = self.frames()
+        return None if frames is None else public_codec.read(frames, public_codec.BROKER)
 
     def close(self) -> None:
         """Close and remove the endpoint; what was sent just before still reaches its peers."""

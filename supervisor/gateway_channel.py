@@ -116,14 +116,11 @@ class GatewayChannel(Router):
 
     def receive(self) -> tuple[list[bytes], str] | None:
         """One message: its frames, and the sender's key (may be empty)."""
-        if not self.has_input():
-            return None
-        return self._keyed_frames() if self._has_keys else (self.frames(), "")
-
-    def _keyed_frames(self) -> tuple[list[bytes], str]:
-        """Take all frames of one message, and the key of who sent it."""
         parts = self.parts()
-        return [part.bytes for part in parts], str(parts[-1].get("User-Id"))
+        if parts is None:
+            return None
+        key = str(parts[-1].get("User-Id")) if self._has_keys else ""
+        return [part.bytes for part in parts], key
 
     def close(self) -> None:
         """Close; what was sent just before still reaches its peers."""

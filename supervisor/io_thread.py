@@ -299,7 +299,7 @@ class IOThread:
             if (item := self.inbox.take()) is None:
                 return
             if isinstance(item, Request):
-                self.submit(item)
+                self._take_in(item)
             else:
                 item()
 
@@ -340,7 +340,13 @@ class IOThread:
         self._services.append(service)
 
     def submit(self, request: Request) -> None:
-        """Take a request in."""
+        """Take a request in; one that an idle worker can begin with begins there at once."""
+        self._take_in(request)
+        if request.session == POOL and self._pool.is_next_begun:
+            # It need not wait for the rest of the thread's turn.
+            self.workers.execute_all(self._pool.assign, time.monotonic())
+
+    def _take_in(self, request: Request) -> None:
         if request.session == POOL:
             if refusals := self._pool.submit(request):
                 self.workers.execute(refusals)

@@ -155,6 +155,11 @@ class Pool:
         return self._queued
 
     @property
+    def is_next_begun(self) -> bool:
+        """Whether ``assign`` would begin with the only request that waits."""
+        return self._queued == 1 and bool(self._idle) and self._limiter.is_free
+
+    @property
     def busy(self) -> int:
         """What closing waits for: requests without outcome, and turns that still run."""
         return self.outstanding + sum(bool(worker.leases) for worker in self.workers.values())

@@ -172,6 +172,15 @@ class TestRaw:
             assert channel.receive() is not None
 
 
+def test_a_wake_up_about_nothing_gives_nothing(channel, connect):
+    for _ in range(2):
+        channel.wake()
+        assert channel.receive() is None
+        assert not channel.has_input()
+    connect().send(pack("QUERY", prompt="x"))
+    eventually(lambda: channel.wake() or channel.receive())
+
+
 class TestPeersThatDoNotRead:
     def test_unknown_ones_are_reported(self, channel):
         assert not channel.send((b"\0none",), b"x")

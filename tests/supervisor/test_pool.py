@@ -499,6 +499,18 @@ class TestAssignment:
         world.submit(3, payload=b"x" * (2 * MAX_BATCH_BYTES))
         assert sent(world.decide())[0] <= 2
 
+    def test_one_that_comes_alone_to_an_idle_worker_can_begin_at_once(self):
+        world = World(size=2)
+        world.up(1)
+        assert not world.pool.is_next_begun
+        world.submit()
+        assert world.pool.is_next_begun
+        world.submit()
+        assert not world.pool.is_next_begun, "there is another, and they may go together"
+        world.decide()
+        world.submit()
+        assert not world.pool.is_next_begun, "nobody is idle"
+
     def test_nobody_is_told_before_all_hope_is_gone(self):  # 5
         world = World(size=2, max_restarts=0)
         (request,) = world.submit()
