@@ -49,6 +49,8 @@ HARMLESS = frozenset(
 HELPER_EVERY = 3
 """The helper's death costs a second, so it comes at every so many turns of its own."""
 _INTERRUPTED = frozenset({Step.INTERRUPT_SENT, Step.INTERRUPT, Step.DRAIN})
+_OF_UNLIMITED = frozenset({Step.VACANT, Step.REUSE})
+"""Steps of workers whose life is not limited: others have a process each."""
 _AFTER_A_DEATH = frozenset({Step.SPAWN, Step.CONNECT, Step.RESTORE})
 _RSS_MIB = 24.0
 _ROUND_LIMIT_S = 120.0
@@ -76,7 +78,7 @@ class Setup:
     @property
     def steps(self) -> list[Step]:
         """Every step that can be reached with it."""
-        unreached = self.without if self.max_requests else self.without | {Step.RECYCLE}
+        unreached = self.without | (_OF_UNLIMITED if self.max_requests else {Step.RECYCLE})
         return [step for step in Step if step not in unreached]
 
 
