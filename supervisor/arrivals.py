@@ -92,6 +92,10 @@ class Arrivals(Generic[_K, _T]):
         self._bytes -= size
         return key, message
 
+    def served(self, key: _K) -> None:
+        """A message of this connection is served that was not ``add``-ed: ``cost`` follows."""
+        self._served = self._account(key)
+
     def cost(self, seconds: float, now: float) -> None:
         """Say what the message took that was given last."""
         if now > self._begun_at + _ROUND_S:

@@ -169,16 +169,36 @@ class Gateway:
         """Read what peers say, and do some of it: for ``OBEY_S``, or the first."""
         self._peers.drop_lost()
         now = self._clock()
+        if not self._arrivals:  # who comes first need not wait until others have been read
+            self._serve_first(now)
         for place, channel in enumerate(self._channels):
             self._read(place, channel, now)
         now, spent_s = self._clock(), self._processor_clock()
         until = now + OBEY_S
         while self._arrivals and now < until:
-            key, (frames, curve_key) = self._arrivals.next()
-            is_sense = self._hear(key, frames, curve_key, now)
-            before_s, spent_s = spent_s, self._processor_clock()
-            now = self._clock()
-            self._arrivals.cost((spent_s - before_s) * (1 if is_sense else _NONSENSE), now)
+            key, received = self._arrivals.next()
+            now, spent_s = self._serve(key, received, now, spent_s)
+
+    def _serve_first(self, now: float) -> None:
+        """Do what one peer says that nobody was before."""
+        for place, channel in enumerate(self._channels):
+            if (received := channel.receive()) is not None:
+                key = (place, received[0][0])
+                if self._is_heard(key, received[0], now):
+                    self._arrivals.served(key)
+                    self._serve(key, received, now, self._processor_clock())
+                return
+
+    def _serve(
+        self, key: Key, received: tuple[list[bytes], str], now: float, spent_s: float
+    ) -> tuple[float, float]:
+        """Do what a message says; the time then, and what this thread has cost."""
+        frames, curve_key = received
+        is_sense = self._hear(key, frames, curve_key, now)
+        before_s, spent_s = spent_s, self._processor_clock()
+        now = self._clock()
+        self._arrivals.cost((spent_s - before_s) * (1 if is_sense else _NONSENSE), now)
+        return now, spent_s
 
     def _read(self, place: int, channel: GatewayChannel, now: float) -> None:
         for _ in range(MAX_READ):
@@ -186,9 +206,12 @@ class Gateway:
                 return
             frames = received[0]
             key = (place, frames[0])
-            # What comes through another socket is not this connection's own.
-            if len(frames) > _OWN_FRAMES or self._peers.is_heard(key, now):
+            if self._is_heard(key, frames, now):
                 self._arrivals.add(key, received, sum(map(len, frames)))
+
+    def _is_heard(self, key: Key, frames: list[bytes], now: float) -> bool:
+        # What comes through another socket is not this connection's own.
+        return len(frames) > _OWN_FRAMES or self._peers.is_heard(key, now)
 
     def _account(self, key: Key) -> Key | None:
         """Who has said no hello shares one account with all such: a connection costs nothing."""

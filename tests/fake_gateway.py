@@ -321,13 +321,20 @@ class Harness:
         self.processor = itertools.count(step=seconds)
 
     def order(self, *said):
-        """Have clients of one socket say these at once; whose were answered, in order."""
-        [channel] = {client.channel for client, _ in said}
+        """Have clients of one socket say these at once; whose were answered, in order.
+
+        Just after somebody else, who is served before the others have been read.
+        """
+        [place] = {client.place for client, _ in said}
+        channel, first = self.channels[place], self.peer(place)
         channel.sent.clear()
-        channel.arrived.extend(([client.address, data], "") for client, data in said)
+        all_said = [(first, public_codec.encode(public.Ping())), *said]
+        channel.arrived.extend(([client.address, data], "") for client, data in all_said)
         self.gateway.take()
-        clients = {client.address: client for client, _ in said}
-        return [clients[envelope[0]] for envelope, _ in channel.sent]
+        clients = {client.address: client for client, _ in all_said}
+        served, *others = [clients[envelope[0]] for envelope, _ in channel.sent]
+        assert served is first
+        return others
 
     def pass_time(self, seconds):
         self.now += seconds

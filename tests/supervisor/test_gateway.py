@@ -41,25 +41,39 @@ class TestTurns:
     def test_read_so_many_messages_of_each_socket_at_once(self, harness):
         local, remote = harness.peer(IPC), harness.peer(TCP)
         for client in (local, remote):
-            client.channel.arrived.extend([([client.address, PING], "")] * (MAX_READ + 1))
+            client.channel.arrived.extend([([client.address, PING], "")] * (MAX_READ + 2))
         harness.gateway.take()
-        assert (len(local.heard()), len(remote.heard())) == (MAX_READ, MAX_READ)
+        assert (len(local.heard()), len(remote.heard())) == (1 + MAX_READ, MAX_READ)
         assert harness.gateway.has_input()
         harness.gateway.take()
-        assert (len(local.heard()), len(remote.heard())) == (1, 1)
+        assert (len(local.heard()), len(remote.heard())) == (1, 2)
         assert not harness.gateway.has_input()
 
     def test_do_what_was_said_for_so_long(self, harness):
         """Conversations go on only between, so that what many peers say must not take long."""
         client = harness.peer()
-        client.channel.arrived.extend([([client.address, PING], "")] * 3)
+        client.channel.arrived.extend([([client.address, PING], "")] * 4)
+        times = itertools.count(step=OBEY_S)
+        harness.gateway._clock = lambda: next(times)
+        for count in (2, 1, 1):  # with the one that comes first
+            assert harness.gateway.has_input()
+            harness.gateway.take()
+            assert len(client.heard()) == count
+        assert not harness.gateway.has_input()
+
+    def test_serve_who_comes_first_at_once_unless_others_were_before(self, harness):
+        harness.have_all_cost(0.001)
+        loud, quiet = harness.peer(), harness.peer()
+        channel = loud.channel
+        channel.sent.clear()
+        channel.arrived.extend([([loud.address, PING], ""), ([quiet.address, PING], "")])
+        channel.arrived.extend([([loud.address, PING], "")] * 2)
         times = itertools.count(step=OBEY_S)
         harness.gateway._clock = lambda: next(times)
         for _ in range(3):
-            assert harness.gateway.has_input()
             harness.gateway.take()
-            assert len(client.heard()) == 1
-        assert not harness.gateway.has_input()
+        order = [envelope[0] for envelope, _ in channel.sent]
+        assert order == [loud.address, quiet.address, loud.address, loud.address]
 
     def test_serve_first_who_has_cost_least(self, harness):
         harness.have_all_cost(0.001)
