@@ -15,24 +15,17 @@ from soloist.worker.traces import Traces
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
-    """A worker has one thread and no children; a test's process may have more."""
-    first = threading.active_count()
+    """A worker has one thread and no children; here others may come to their end meanwhile."""
+    threads, children = set(threading.enumerate()), set(guard.children())
+    all_children = guard.children
+
+    def count():
+        return 1 + len(set(threading.enumerate()) - threads)
+
+    monkeypatch.setattr("soloist.worker.traces.threading.active_count", count)
     monkeypatch.setattr(
-        "soloist.worker.traces.threading.active_count", lambda: _count() - first + 1
+        "soloist.worker.traces.guard.children", lambda: list(set(all_children()) - children)
     )
-    monkeypatch.setattr("soloist.worker.traces.guard.children", _children)
-    monkeypatch.setattr(sys.modules[__name__], "_before", set(_all_children()))
-
-
-_before: set[int] = set()
-_count = threading.active_count
-
-
-_all_children = guard.children
-
-
-def _children():
-    return [pid for pid in _all_children() if pid not in _before]
 
 
 def test_of_nothing_there_is_none():
