@@ -21,6 +21,8 @@ _MAX_WORDS = 300
 SYNC_GRACE_S = 0.05
 """A sync callable cannot be interrupted: this long it may end by itself, then its worker is
 replaced."""
+NOT_YET_READY = frozenset({WorkerState.STARTING, WorkerState.CONNECTING})
+"""A worker in one of these has never served anybody."""
 STOP_S = 5.0
 """How long a worker that was asked to exit may take to disconnect its client and go."""
 

@@ -21,20 +21,19 @@ class Patience:
         most: mistakes that are put up with in ``PERIOD_S``.
     """
 
-    __slots__ = ("_count", "_ends_at", "_is_over", "_most")
+    __slots__ = ("_count", "_ends_at", "_most")
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._count = 0
         self._ends_at = -math.inf
-        self._is_over = False
 
     def __repr__(self) -> str:
-        return f"<Patience: {self._count} of {self._most}{', over' if self._is_over else ''}>"
+        return f"<Patience: {self._count} of {self._most}>"
 
     def is_over(self, now: float) -> bool:
         """Whether nothing is heard just now."""
-        return self._is_over and now < self._ends_at
+        return self._count > self._most and now < self._ends_at
 
     def mistake(self, now: float) -> bool:
         """Count one; whether it was one too many, so that nothing is heard for ``PERIOD_S``."""
@@ -43,7 +42,7 @@ class Patience:
         if now >= self._ends_at:
             self._count, self._ends_at = 0, now + PERIOD_S
         self._count += 1
-        self._is_over = self._count > self._most
-        if self._is_over:
+        is_one_too_many = self._count > self._most
+        if is_one_too_many:
             self._ends_at = now + PERIOD_S
-        return self._is_over
+        return is_one_too_many

@@ -41,6 +41,7 @@ from soloist.protocol.messages import Answer, Answers, Chunk, Failure, Lease, Ru
 from soloist.protocol.transitions import RequestEvent, RequestState, WorkerEvent, WorkerState
 from soloist.supervisor.chunk import Part
 from soloist.supervisor.crew import (
+    NOT_YET_READY,
     STOP_S,
     Action,
     Dispatch,
@@ -727,10 +728,7 @@ class Pool:
         self._spawn_at = not_before if free and now < not_before else math.inf
         if not free or now < not_before or self._restart.is_exhausted(now):
             return []
-        starting = sum(
-            worker.state in {WorkerState.STARTING, WorkerState.CONNECTING}
-            for worker in self.workers.values()
-        )
+        starting = sum(worker.state in NOT_YET_READY for worker in self.workers.values())
         wanted = self._queued - starting - len(self._idle)  # some are idle for want of a token
         wanted = max(wanted, self._roll.missing(self.workers))
         return [self.start_worker() for _ in range(min(free, wanted))]
@@ -830,7 +828,7 @@ class Pool:
 
     def _retire(self, worker: Worker, now: float) -> list[Action]:
         """Have a worker replaced between two requests; one that serves nobody yet, at once."""
-        if worker.state in {WorkerState.STARTING, WorkerState.CONNECTING}:
+        if worker.state in NOT_YET_READY:
             return self._stop(worker, now)
         worker.advance(WorkerEvent.RETIRE)
         self._file(worker)

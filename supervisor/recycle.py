@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from soloist.protocol.errors import SoloistError
 from soloist.protocol.transitions import WorkerState
-from soloist.supervisor.crew import Worker
+from soloist.supervisor.crew import NOT_YET_READY, Worker
 
 LOOK_EVERY_S = 0.5
 """Between two looks at the memory of workers; each is looked at by every other look at most."""
@@ -24,8 +24,6 @@ SPREAD = 0.2
 """An incarnation's own limit of requests is up to this part below the given one."""
 SESSIONS_AT_ONCE = 4
 """Conversations that a roll takes out of service at a time: each waits for a client to start."""
-
-_NOT_YET = frozenset({WorkerState.STARTING, WorkerState.CONNECTING})
 
 
 class RecyclePolicy:
@@ -157,7 +155,9 @@ class Roll:
         if not self._due:
             return None
         in_service = sum(worker.state is WorkerState.READY for worker in workers.values())
-        leaving = _NOT_YET | {WorkerState.READY} if in_service > self._kept else _NOT_YET
+        leaving = NOT_YET_READY
+        if in_service > self._kept:
+            leaving |= {WorkerState.READY}
         return next((workers[n] for n in self._due if workers[n].state in leaving), None)
 
 

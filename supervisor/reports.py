@@ -72,10 +72,6 @@ class Reports:
             signal=_signal_name(exitcode),
         )
 
-    def vacated(self, number: int, pid: int) -> None:
-        """A worker has ended, and its process is kept for another."""
-        self.worker(number, events.WORKER_VACATED, pid=pid)
-
     def forget(self, number: int) -> None:
         """There will be no worker of that number again."""
         self._ended_at.pop(number, None)

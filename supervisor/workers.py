@@ -58,6 +58,7 @@ from soloist.supervisor.brokers import Brokers
 from soloist.supervisor.calls import Calls
 from soloist.supervisor.channel import Channel, Received
 from soloist.supervisor.crew import (
+    NOT_YET_READY,
     Action,
     Dispatch,
     Ended,
@@ -90,7 +91,6 @@ Crew: TypeAlias = Pool | Broker
 """Who decides for a worker."""
 _MAX_TAKEN = 256
 """Messages taken from workers in one turn of the I/O thread; the rest in the next."""
-_NOT_YET = frozenset({WorkerState.STARTING, WorkerState.CONNECTING})
 _OUTCOMES = frozenset({Answer, Answers, Failure})
 
 
@@ -478,7 +478,7 @@ class Workers:
         del self._processes[number]
         self._channel.remove(process)
         process.close()
-        if process.is_used and self._worker(number).state in _NOT_YET:
+        if process.is_used and self._worker(number).state in NOT_YET_READY:
             self._begin_again(process.order)
             return
         self._ended(number, exitcode, unclaimed, stderr)
@@ -540,7 +540,7 @@ class Workers:
             return
         stderr = self._outputs.release(process.output)
         unclaimed = process.ledger.take_back()
-        self.reports.vacated(number, process.pid)
+        self.reports.worker(number, events.WORKER_VACATED, pid=process.pid)
         del self._processes[number]
         self._spares.keep(process, time.monotonic())
         self._ended(number, 0, unclaimed, stderr)
