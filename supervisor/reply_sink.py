@@ -85,8 +85,6 @@ class ReplySink(abc.ABC):
         data = public_codec.encode(outcome)
         self.send(data)  # first of all: somebody waits
         self.over(data, whole if isinstance(outcome, public.Result) else None)
-        # Else only the collector could free the two, and it comes seldom.
-        request.sink = None
 
     def is_whole(self, request: Request) -> bool:
         """Whether the outcome is to hold the messages."""

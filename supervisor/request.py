@@ -89,6 +89,11 @@ class Request:
             self.state = advance(REQUEST, self.state, event)
 
     def settle(self, outcome: Outcome) -> None:
-        """Record the one terminal outcome and hand it to the sink."""
+        """Record the one terminal outcome and hand it to the sink, then let go of that.
+
+        Most sinks hold their request: both would stay until the garbage collector comes, and it
+        would come more often.
+        """
         self.outcome = outcome
-        self.sink.settle(self)
+        sink, self.sink = self.sink, None
+        sink.settle(self)

@@ -7,6 +7,8 @@ import struct
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
+import msgspec
+
 from soloist.protocol import codec
 from soloist.protocol.codec import Prompt
 from soloist.protocol.content import Map, Message, from_map, function_messages
@@ -59,11 +61,12 @@ _new_turn = functools.partial(tuple.__new__, Turn)
 """Its constructor takes twice as long; one is made per prompt."""
 
 
-class Result:
+class Result(msgspec.Struct, frozen=True, eq=False, gc=False):
     """The answer to one prompt.
 
-    A class with few slots, for a ``map`` makes one per prompt; what is rarely asked for is looked
-    up. Results compare by identity.
+    A ``map`` makes one per prompt, so it has few fields, is made in C and is no concern of the
+    garbage collector, which would look at all results again and again while there come more of
+    them; what is rarely asked for is looked up. Results compare by identity.
 
     Attributes:
         index: position of the prompt in the input, from 0.
@@ -75,13 +78,10 @@ class Result:
         worker: number of the worker that answered.
     """
 
-    __slots__ = ("_turns", "index", "prompt", "text")
-
-    def __init__(self, index: int, prompt: Prompt, text: str, turns: Turns) -> None:
-        self.index = index
-        self.prompt = prompt
-        self.text = text
-        self._turns = turns
+    index: int
+    prompt: Prompt
+    text: str
+    _turns: Turns
 
     @classmethod
     def of(cls, request: Request, answer: Answer) -> Result:

@@ -1,7 +1,9 @@
 """The consumer's side of a map over a list, against an engine that answers when it is told to."""
 
+import gc
 import threading
 import time
+import weakref
 from collections import deque
 
 import pytest
@@ -112,6 +114,22 @@ class TestResults:
         assert [i for i, r in enumerate(results) if not isinstance(r, Result)] == [3, 700]
         assert str(results[700]) == "p700"
         assert intake.cancelled == []
+
+    def test_errors_leave_nothing_for_the_collector(self):
+        """Requests and chunk would hold each other, and all their prompts."""
+        intake = FakeIntake(fails_at("p3"))
+        intake.is_held = True
+        run = flow(intake, is_fail_fast=False)
+        run._put(["p3", "p4"])
+        chunk = weakref.ref(run._chunks[0])
+        gc.disable()
+        try:
+            intake.step()
+            results = run._chunks.popleft().results()
+            assert chunk() is None
+        finally:
+            gc.enable()
+        assert [type(r) for r in results] == [ClientError, Result]
 
     def test_the_first_error_ends_it_with_what_there_is(self):
         intake = FakeIntake(fails_at("p300"))

@@ -1,6 +1,7 @@
 """``RequestFuture``: a real Future that can be cancelled while it runs."""
 
 import concurrent.futures
+import gc
 import logging
 import threading
 import weakref
@@ -53,6 +54,13 @@ class Made:
 @pytest.fixture
 def made(dispatcher):
     return Made(dispatcher)
+
+
+@pytest.fixture
+def without_collector():
+    gc.disable()
+    yield
+    gc.enable()
 
 
 class TestOutcome:
@@ -122,6 +130,12 @@ class TestOutcome:
         made.settle()
         assert made.pending == set()
         assert made.future._owner is None
+
+    def test_it_and_its_request_do_not_hold_each_other(self, made, without_collector):
+        made.settle()
+        future = weakref.ref(made.future)
+        made.future = made.request = None
+        assert future() is None
 
     def test_what_its_holder_has_set_stays(self, made):
         made.future.set_result("mine")
