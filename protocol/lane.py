@@ -19,7 +19,7 @@ import struct
 
 from soloist.protocol.errors import RemoteProtocolError
 
-LANE_BYTES = 32 * 1024
+LANE_BYTES = 128 * 1024
 """Largest message, with all that stands before it, that a lane is given."""
 _HEARD = struct.Struct("=Q")
 
@@ -55,7 +55,7 @@ class Ways:
         """A message has been heard over ZeroMQ."""
         self._heard += 1
 
-    def hear(self, data: bytes, *, is_from_lane: bool) -> memoryview:
+    def hear(self, data: bytes | memoryview, *, is_from_lane: bool) -> memoryview:
         """Take a message in, and give its payload.
 
         Raises:
@@ -68,12 +68,12 @@ class Ways:
         return payload
 
 
-def parted(data: bytes) -> tuple[int, memoryview]:
+def parted(data: bytes | memoryview) -> tuple[int, memoryview]:
     """How many messages its sender had heard, and a message's payload.
 
     Raises:
         RemoteProtocolError: it has no such number; the peer's fault.
     """
     if len(data) < _HEARD.size:
-        raise RemoteProtocolError(f"a message begins with a number, not with {data!r}")
+        raise RemoteProtocolError(f"a message begins with a number, not with {bytes(data)!r}")
     return _HEARD.unpack_from(data)[0], memoryview(data)[_HEARD.size :]

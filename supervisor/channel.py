@@ -20,7 +20,7 @@ import zmq
 
 from soloist.protocol import codec
 from soloist.protocol.errors import RemoteProtocolError
-from soloist.protocol.lane import parted
+from soloist.protocol.lane import LANE_BYTES, parted
 from soloist.protocol.messages import WireMessage
 from soloist.supervisor.lane import Lane
 
@@ -87,6 +87,7 @@ class Channel:
         self._is_dry = False  # nothing was there at the last look, and nothing has happened since
         self._is_woken = False  # the descriptor reported something after the last look
         self._peers: dict[bytes, Peer] = {}
+        self._buffer = memoryview(bytearray(LANE_BYTES))  # for what a lane holds
         self._readable: dict[Peer, None] = {}  # whose lanes may hold something, in turn
         self._frame: tuple[Peer, bytes] | None = None  # waits until its sender's lane is dry
         self._is_lanes_turn = False
@@ -137,7 +138,7 @@ class Channel:
         while self._readable:
             peer = next(iter(self._readable))
             del self._readable[peer]
-            data = peer.lane.receive()
+            data = peer.lane.receive(self._buffer)
             if data is not None:
                 self._readable[peer] = None
                 return _received(peer, data, is_from_lane=True)
@@ -145,7 +146,7 @@ class Channel:
 
     def _before_frame(self, peer: Peer, frame: bytes) -> Received:
         """What its sender had put on the lane before, then the frame."""
-        data = peer.lane.receive()
+        data = peer.lane.receive(self._buffer)
         if data is not None:
             return _received(peer, data, is_from_lane=True)
         self._frame = None
@@ -203,12 +204,14 @@ class Channel:
         self._context.term()
 
 
-def _received(peer: Peer, data: bytes, *, is_from_lane: bool) -> Received:
+def _received(peer: Peer, data: bytes | memoryview, *, is_from_lane: bool) -> Received:
     hear = functools.partial(peer.lane.ways.hear, is_from_lane=is_from_lane)
     return Received(peer.number, peer.life, _messages(data, hear))
 
 
-def _messages(data: bytes, payload_of: Callable[[bytes], memoryview]) -> Said:
+def _messages(
+    data: bytes | memoryview, payload_of: Callable[[bytes | memoryview], memoryview]
+) -> Said:
     try:
         return codec.decode_batch(payload_of(data))
     except RemoteProtocolError as error:

@@ -22,8 +22,10 @@ class Lane:
 
     def __init__(self) -> None:
         self._ours, self._worker_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._ours.settimeout(0)  # also where the program has set a default for all sockets
-        self._worker_end.settimeout(0)
+        for end in (self._ours, self._worker_end):
+            end.settimeout(0)  # also where the program has set a default for all sockets
+            # As far as the system allows; it counts more than what is sent.
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * LANE_BYTES)
         self.theirs = self._worker_end.fileno()
         self.ways = Ways(is_spoken_to=True)
 
@@ -39,10 +41,10 @@ class Lane:
             return False
         return True
 
-    def receive(self) -> bytes | None:
-        """Take the next message, if there is one."""
+    def receive(self, buffer: memoryview) -> memoryview | None:
+        """Take the next message, if there is one, into a buffer of ``LANE_BYTES``."""
         try:
-            return self._ours.recv(LANE_BYTES)
+            return buffer[: self._ours.recv_into(buffer)]
         except OSError:  # none is there, or this side has closed it
             return None
 

@@ -6,6 +6,7 @@ here is thread-safe; the worker's main thread owns it.
 
 from __future__ import annotations
 
+import mmap
 import select
 import socket
 from collections.abc import Callable
@@ -40,6 +41,8 @@ class Channel:
         self._socket.connect(endpoint)
         self._lane = socket.socket(fileno=lane)
         self._lane.settimeout(0)  # also where the client has set a default for all sockets
+        # For what the lane holds; what is never written to takes no memory.
+        self._buffer = memoryview(mmap.mmap(-1, LANE_BYTES, flags=mmap.MAP_PRIVATE))
         self._ways = Ways(is_spoken_to=False)
         self._frame: bytes | None = None  # came over ZeroMQ, and waits for what is on the lane
         # Nothing was there at the last look, and nothing has happened since.
@@ -84,8 +87,8 @@ class Channel:
         """Take the next message if there is one."""
         while (data := self._from_lane()) is None:
             if self._frame is not None:
-                data, self._frame = self._frame, None
-                return codec.decode(self._ways.hear(data, is_from_lane=False))
+                frame, self._frame = self._frame, None
+                return codec.decode(self._ways.hear(frame, is_from_lane=False))
             self._frame = self._from_socket()
             if self._frame is None:
                 return None
@@ -116,11 +119,11 @@ class Channel:
     def _wake_socket(self) -> None:
         self._is_socket_dry = False
 
-    def _from_lane(self) -> bytes | None:
+    def _from_lane(self) -> memoryview | None:
         if self._is_lane_dry:
             return None
         try:
-            return self._lane.recv(LANE_BYTES)
+            return self._buffer[: self._lane.recv_into(self._buffer)]
         except BlockingIOError:
             self._is_lane_dry = True
             return None
