@@ -1,9 +1,10 @@
 """Layout of a worker's ledger: finished outcomes that survive the worker's death.
 
 A worker puts each outcome into a file that it shares with the supervisor before it counts as
-finished. The file begins with two *pages*, each for the answers of one chunk; a run of *records*
-follows at :data:`RECORDS_AT`, for everything else. Pure: bytes in, bytes out;
-:mod:`soloist.worker.ledger` writes and :mod:`soloist.supervisor.ledger` reads.
+finished. The file begins with the *control block*, by which a part of a chunk is taken back, and
+two *pages*, each for the answers of one chunk; a run of *records* follows at :data:`RECORDS_AT`,
+for everything else. Pure: bytes in, bytes out; :mod:`soloist.worker.ledger` writes and
+:mod:`soloist.supervisor.ledger` reads, but for the control block, with which it is the other way.
 
 Records: each append also writes a zero header (:data:`END`) behind itself, and a worker whose
 outcomes are acknowledged starts again at the first.
@@ -21,6 +22,13 @@ memory, for a system call for each answer would take longer than many a callable
 then, in one store, the ``count`` that includes it. A SIGKILL comes between two stores; after it
 everything that was stored is there. In the place of an answer that stands among the records there
 is a ``nil``.
+
+Control block: ``revision u64 | decided u64 | kept u64 | end u64``, native. Each time that a part of
+a chunk is taken back there is a new revision, then it is decided: the leases after ``kept`` and up
+to ``end`` are not to run; then ``decided`` is that revision. The worker compares the revision with
+the last one that it knows before it runs the next prompt of a chunk. By the count in its page it
+has said before that this one is next, so that either side sees what the other has done: see
+:meth:`soloist.supervisor.ledger.Ledger.take_back`.
 """
 
 from __future__ import annotations
@@ -34,15 +42,25 @@ CHUNK_ITEMS = 1024
 PAGES = 2
 """A chunk may wait behind another; when a third comes the first is acknowledged."""
 PAGE_BYTES = 512 * 1024
+WORD_BYTES = 8
+REVISION, DECIDED, KEPT, END_OF_CUT = range(4)
+"""The words of the control block."""
+CONTROL_BYTES = 64
+"""A cache line, though the block is shorter: the count behind it is written all the time."""
 PAGE = struct.Struct("=QQ")
 """What a page begins with: the lease of its first answer, and how many there are."""
 TEXTS_AT = PAGE.size + 8 * CHUNK_ITEMS
-RECORDS_AT = PAGES * PAGE_BYTES
+RECORDS_AT = CONTROL_BYTES + PAGES * PAGE_BYTES
 HEADER = struct.Struct("<IQII")
 END = bytes(HEADER.size)
 NO_LEASE = 0
 _MAGIC = 0x534F4C4F
 _SUMMED = struct.Struct("<IQI")
+
+
+def page_at(page: int) -> int:
+    """Where in the file a page begins."""
+    return CONTROL_BYTES + page * PAGE_BYTES
 
 
 def record(lease: int, payload: bytes) -> bytes:

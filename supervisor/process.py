@@ -37,6 +37,7 @@ from multiprocess import forkserver as mp_forkserver
 from multiprocess.context import reduction
 
 from soloist.protocol.errors import ClientConnectError, SoloistError, SupervisorClosed, WorkerLost
+from soloist.supervisor import barrier
 from soloist.supervisor.channel import identity
 from soloist.supervisor.crew import Spawn, last_words
 from soloist.supervisor.lane import Lane
@@ -412,16 +413,23 @@ class _Fork:
         forkserver: the helper, running.
         config: what the worker is told.
         life: which of all forks it is.
+        barrier: see :class:`~soloist.supervisor.ledger.Ledger`.
     """
 
-    def __init__(self, forkserver: Forkserver, config: WorkerConfig, life: int) -> None:
+    def __init__(
+        self,
+        forkserver: Forkserver,
+        config: WorkerConfig,
+        life: int,
+        barrier: Callable[[], None] | None,
+    ) -> None:
         self._life = life
         buffer = io.BytesIO()
         # No path to a main module here: a worker never imports the user's.
         reduction.dump({"name": "soloist-worker"}, buffer)
         reduction.dump(config, buffer)
         with contextlib.ExitStack() as undo:
-            self._ledger = Ledger()
+            self._ledger = Ledger(barrier)
             undo.callback(self._ledger.close)
             self._lane: Lane = Lane()
             undo.callback(self._lane.close)
@@ -489,6 +497,7 @@ class Spawner:
         self._template = template
         self._on_spawned = on_spawned
         self._on_failed = on_failed
+        self._barrier = barrier.find()
         self._orders: queue.SimpleQueue[Spawn | None] = queue.SimpleQueue()
         self._lives = itertools.count(1)
         self._is_closed = False
@@ -560,13 +569,14 @@ class Spawner:
 
     def _fork(self, order: Spawn) -> _Fork:
         life = next(self._lives)
-        return _Fork(self._forkserver, self._config(order, life), life)
+        return _Fork(self._forkserver, self._config(order, life), life, self._barrier)
 
     def _config(self, order: Spawn, life: int) -> WorkerConfig:
         return dataclasses.replace(
             self._template,
             identity=identity(order.number, life),
             forkserver=self._forkserver.pid,
+            claims_in_memory=self._barrier is not None,
             isolation="worker" if order.is_session else self._template.isolation,
             is_session=order.is_session,
             restore=order.restore,

@@ -14,7 +14,7 @@ import itertools
 import selectors
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeAlias
 
@@ -43,7 +43,6 @@ from soloist.protocol.messages import (
     Ready,
     Refused,
     Reuse,
-    Run,
     Snapshot,
     Streamed,
     Vacant,
@@ -96,12 +95,6 @@ _OUTCOMES = frozenset({Answer, Answers, Failure})
 
 def _is_outcome(message: object) -> bool:
     return type(message) in _OUTCOMES
-
-
-def _numbers(run: Run | Chunk) -> Sequence[int]:
-    if isinstance(run, Chunk):
-        return range(run.number, run.number + len(run.prompts))
-    return [lease.number for lease in run.leases]
 
 
 class Workers:
@@ -263,9 +256,13 @@ class Workers:
     def _do_dispatch(self, action: Dispatch) -> None:
         process = self._processes[action.number]
         self.watch.expect()
-        process.ledger.grant(_numbers(action.run))
+        run = action.run
+        if isinstance(run, Chunk):
+            process.ledger.grant_chunk(range(run.number, run.number + len(run.prompts)))
+        else:
+            process.ledger.grant([lease.number for lease in run.leases])
         # If it is gone its exit is about to be seen, and then what it did not claim waits again.
-        self._channel.send(process, action.run)
+        self._channel.send(process, run)
 
     def _do_spawn(self, action: Spawn) -> None:
         self.watch.expect()

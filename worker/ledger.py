@@ -1,7 +1,8 @@
 """The worker's side of what it shares with the supervisor: claims and the ledger.
 
 Invariants: no lease runs before its number was read from the grant pipe, and a number is read by
-exactly one process; an outcome is in the ledger before it is sent. See
+exactly one process, or, in a chunk, before the count of answers says that it is next and nothing
+says that it was taken back; an outcome is in the ledger before it is sent. See
 :mod:`soloist.supervisor.ledger` for the other side.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import threading
 
 from soloist.protocol import ledger
 from soloist.protocol.errors import LocalProtocolError
@@ -17,6 +19,9 @@ from soloist.protocol.messages import Chunk, Lease, Run
 
 _NUMBER = struct.Struct("=Q")
 _NIL = b"\xc0"
+_UNDECIDED_S = 0.0001
+"""How often to look whether the supervisor has decided what it takes back. It does within some
+microseconds, unless its machine has other things to do."""
 _KEEP_BYTES = 1 << 20
 """The ledger's file is cut back when it has outgrown this and may be forgotten."""
 
@@ -26,13 +31,20 @@ class Claims:
 
     Args:
         grants: read end of the grant pipe, non-blocking.
+        is_in_memory: whether only a chunk's first lease is claimed by the pipe; then this process
+            is included in barriers.
+
+    Attributes:
+        revision: the last one of the control block that is known; none, ever, if all leases are
+            claimed by the pipe.
     """
 
-    def __init__(self, grants: int) -> None:
+    def __init__(self, grants: int, *, is_in_memory: bool) -> None:
         self._grants = grants
         self._arrived: dict[int, Lease | Chunk] = {}
         self._claimed: int | None = None
         self.acked = 0
+        self.revision = 0 if is_in_memory else -1
 
     def add(self, run: Run | Chunk) -> None:
         """Take in what the supervisor sent."""
@@ -76,8 +88,27 @@ class Claims:
         self._claimed = None
         return lease
 
-    def claim_up_to(self, last: int) -> int:
-        """Claim the next lease of a chunk that ends with ``last``; 0 if the rest was taken back."""
+    def claim_next(self, lease: int, last: int, control: memoryview) -> int:
+        """Claim a chunk's next lease, which is counted as such in its page.
+
+        There is no need to ask if the control block has the ``revision`` that is known.
+
+        Args:
+            lease: the one that follows.
+            last: of the chunk.
+            control: the control block.
+
+        Returns:
+            The lease that is claimed, most often that one; 0 if the rest was taken back.
+        """
+        if self.revision < 0:
+            return self._claim_up_to(last)
+        revision, kept, end = _decision(control)
+        if lease > kept:  # else it has still to be asked for those that follow
+            self.revision = revision
+        return 0 if kept < lease <= end else lease
+
+    def _claim_up_to(self, last: int) -> int:
         try:
             (claimed,) = _NUMBER.unpack(os.read(self._grants, _NUMBER.size))
         except BlockingIOError:
@@ -88,61 +119,70 @@ class Claims:
         return 0
 
 
+def _decision(control: memoryview) -> tuple[int, int, int]:
+    """The last revision, the lease that was kept, and the last one that was taken back after it."""
+    while True:
+        revision = control[ledger.REVISION]
+        if control[ledger.DECIDED] == revision:
+            kept, end = control[ledger.KEPT], control[ledger.END_OF_CUT]
+            if control[ledger.REVISION] == revision:  # else that may be half of the next one
+                return revision, kept, end
+        threading.Event().wait(_UNDECIDED_S)
+
+
 class Page:
     """Where the answers of one chunk are made safe, and kept until they are sent.
 
     Args:
         memory: of the file.
         offset: of the page in it.
+
+    Attributes:
+        memory: as given.
+        control: the control block, which is the supervisor's.
+        head: the lease of the first answer, then how many answers there are.
+        durations: seconds of each.
+        end: where in the memory the last text must end.
+        count: how many answers there are, as far as this object was told.
+        position: where in the memory the next text goes.
     """
 
     def __init__(self, memory: mmap.mmap, offset: int) -> None:
-        self._memory = memory
-        self._head = memoryview(memory)[offset : offset + ledger.PAGE.size].cast("Q")
+        self.memory = memory
+        self.control = memoryview(memory)[: ledger.CONTROL_BYTES].cast("Q")
+        self.head = memoryview(memory)[offset : offset + ledger.PAGE.size].cast("Q")
         times = memoryview(memory)[offset + ledger.PAGE.size : offset + ledger.TEXTS_AT]
-        self._durations = times.cast("d")
+        self.durations = times.cast("d")
         self._times = times
         self._start = offset + ledger.TEXTS_AT
-        self._end = offset + ledger.PAGE_BYTES - ledger.CHUNK_ITEMS  # so nils always have room
-        self._lease = self._count = 0
+        self.end = offset + ledger.PAGE_BYTES - ledger.CHUNK_ITEMS  # so nils always have room
+        self._lease = self.count = 0
 
     @property
     def last(self) -> int:
         """Highest lease that it holds."""
-        return self._lease + self._count - 1
+        return self._lease + self.count - 1
 
     def begin(self, lease: int) -> None:
         """Forget what it holds; what comes is for the leases from this one on."""
-        self._head[1] = 0
-        self._head[0] = self._lease = lease
-        self._count = self._sent = 0
-        self._position = self._sent_to = self._start
-
-    def put(self, text: bytes, duration_s: float) -> bool:
-        """Make an answer safe, encoded; ``False`` if there is no room for it."""
-        position = self._position
-        end = position + len(text)
-        if end > self._end and text is not _NIL:
-            return False
-        self._memory[position:end] = text
-        self._position = end
-        count = self._count
-        self._durations[count] = duration_s
-        self._count = self._head[1] = count + 1
-        return True
+        self.head[1] = 0
+        self.head[0] = self._lease = lease
+        self.count = self._sent = 0
+        self.position = self._sent_to = self._start
 
     def skip(self, count: int = 1) -> None:
         """Leave out leases that have no outcome here; ``take`` comes before."""
-        for _ in range(count):
-            self.put(_NIL, 0.0)
-        self._sent, self._sent_to = self._count, self._position
+        end = self.position + count * len(_NIL)
+        self.memory[self.position : end] = _NIL * count
+        self.position = self._sent_to = end
+        self.count = self._sent = self.head[1] = self.count + count
 
     def take(self) -> tuple[int, bytes, bytes]:
         """The answers that were not taken yet: the first one's place, durations, texts."""
         first, start = self._sent, self._sent_to
-        self._sent, self._sent_to = self._count, self._position
-        durations = self._times[8 * first : 8 * self._count].tobytes()
-        return first, durations, self._memory[start : self._position]
+        self._sent, self._sent_to = self.count, self.position
+        durations = self._times[8 * first : 8 * self.count].tobytes()
+        return first, durations, self.memory[start : self.position]
 
 
 class Ledger:
@@ -169,7 +209,7 @@ class Ledger:
             if os.fstat(self._file).st_size < ledger.RECORDS_AT:
                 os.ftruncate(self._file, ledger.RECORDS_AT)
             memory = mmap.mmap(self._file, ledger.RECORDS_AT)
-            self._pages = [Page(memory, i * ledger.PAGE_BYTES) for i in range(ledger.PAGES)]
+            self._pages = [Page(memory, ledger.page_at(i)) for i in range(ledger.PAGES)]
         page = self._pages.pop(0)
         if acked < page.last:
             raise LocalProtocolError("a chunk was sent before there was room for its answers")

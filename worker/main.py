@@ -28,7 +28,7 @@ from multiprocess import resource_tracker
 
 from soloist.protocol.errors import SoloistError, to_info
 from soloist.protocol.messages import VERSION, Broken, Loaded, Reuse, Stop
-from soloist.worker import guard, loop, usercode
+from soloist.worker import barrier, guard, loop, usercode
 from soloist.worker.channel import Channel
 from soloist.worker.clients.function import AsyncFunctionClient
 from soloist.worker.host import Host
@@ -90,6 +90,7 @@ class WorkerConfig:
     identity: bytes = b""
     client_file: str = ""
     forkserver: int = 0
+    claims_in_memory: bool = False
     is_session: bool = False
     restore: bytes = b""
     has_control: bool = False
@@ -117,7 +118,8 @@ def run(config: WorkerConfig, *, grants: int, outcomes: int, lane: int) -> int:
     _become_worker(config)
     with Channel(config.endpoint, config.identity, lane) as channel:
         while True:
-            desk = loop.Desk(channel, Claims(grants), Ledger(outcomes), config.max_payload_bytes)
+            claims = Claims(grants, is_in_memory=config.claims_in_memory)
+            desk = loop.Desk(channel, claims, Ledger(outcomes), config.max_payload_bytes)
             end = _serve(config, desk)
             if end is not End.MAY_STAY:
                 return int(end is End.FAILED)
@@ -189,6 +191,8 @@ def flush() -> None:
 def _become_worker(config: WorkerConfig) -> None:
     guard.adopt_orphans()
     guard.die_with_parent(config.forkserver)
+    if config.claims_in_memory:
+        barrier.be_included()
     os.setpgid(0, 0)
     # A handler, not SIG_IGN: what is ignored stays ignored in the programs that a client starts.
     signal.signal(signal.SIGINT, lambda *_: None)

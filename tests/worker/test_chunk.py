@@ -19,9 +19,9 @@ from soloist.worker import loop
 from tests.worker.test_loop import Office
 
 
-@pytest.fixture
-def office():
-    office = Office(max_bytes=100_000)
+@pytest.fixture(params=[None, lambda: None], ids=["by the pipe", "in memory"])
+def office(request):
+    office = Office(max_bytes=100_000, barrier=request.param)
     yield office
     office.close()
 
@@ -49,7 +49,7 @@ def chunk_of(office, *prompts, acked=0):
     """Grant a chunk; gives the message for it."""
     numbers = range(office.next, office.next + len(prompts))
     office.next += len(prompts)
-    office.shared.grant(numbers)
+    office.shared.grant_chunk(numbers)
     return Chunk(numbers[0], prompts, acked)
 
 
@@ -205,6 +205,9 @@ def test_what_is_granted_while_it_runs_follows_it(office):
 
 
 def test_those_between_that_were_taken_back_leave_a_gap(office):
+    if office.claims.revision == 0:
+        pytest.skip("in memory what is taken back is the end")
+
     def call(prompt):
         if prompt == "b":
             os.read(office.shared.grants_r, 16)

@@ -10,7 +10,16 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from soloist.protocol import codec
 from soloist.protocol.errors import ClientConnectError, ClientError, LocalProtocolError, to_info
-from soloist.protocol.ledger import CHUNK_ITEMS, NO_LEASE, record
+from soloist.protocol.ledger import (
+    CHUNK_ITEMS,
+    DECIDED,
+    END_OF_CUT,
+    KEPT,
+    NO_LEASE,
+    PAGES,
+    REVISION,
+    record,
+)
 from soloist.protocol.messages import (
     Answer,
     Answers,
@@ -31,9 +40,9 @@ from soloist.worker.ledger import Claims, Ledger
 class Pair:
     """Both sides of what one worker shares with its supervisor."""
 
-    def __init__(self):
-        self.supervisor = supervisor_ledger.Ledger()
-        self.claims = Claims(self.supervisor.grants_r)
+    def __init__(self, barrier=None):
+        self.supervisor = supervisor_ledger.Ledger(barrier)
+        self.claims = Claims(self.supervisor.grants_r, is_in_memory=barrier is not None)
         self.ledger = Ledger(self.supervisor.outcomes)
 
     def grant(self, *numbers):
@@ -349,11 +358,22 @@ class TestSnapshots:
         assert pair.supervisor.read(is_over=True) == messages
 
 
+def put(page, text, duration_s=0.0):
+    """Put an answer there, as ``chunk.run`` does."""
+    end = page.position + len(text)
+    assert end <= page.end
+    page.memory[page.position : end] = text
+    page.durations[page.count] = duration_s
+    page.position = end
+    page.count += 1
+    page.head[1] = page.count
+
+
 def pages_of(pair, *leases, acked=0, text=b"\xa1x"):
     """A page with an answer for each lease."""
     page = pair.ledger.page(leases[0], acked=acked)
     for lease in leases:
-        assert page.put(text, lease / 10)
+        put(page, text, lease / 10)
     return page
 
 
@@ -368,7 +388,7 @@ class TestPages:
     def test_what_was_put_is_read(self, pair):
         page = pages_of(pair, 1, 2, 3)
         assert pair.supervisor.read(is_over=True) == [answers(1, 2, 3)]
-        page.put(b"\xa1y", 0.5)
+        put(page, b"\xa1y", 0.5)
         (found,) = pair.supervisor.read(is_over=True)
         assert found.texts == ("x", "x", "x", "y")
 
@@ -388,9 +408,9 @@ class TestPages:
     def test_an_answer_is_not_there_before_it_is_whole(self, pair):
         """SIGKILL comes between two stores: whatever was stored, the count says what counts."""
         page = pages_of(pair, 1, 2)
-        page._memory[page._position : page._position + 2] = b"\xa1z"
+        page.memory[page.position : page.position + 2] = b"\xa1z"
         assert pair.supervisor.read(is_over=True) == [answers(1, 2)]
-        page._durations[2] = 7.0
+        page.durations[2] = 7.0
         assert pair.supervisor.read(is_over=True) == [answers(1, 2)]
 
     def test_a_page_that_was_begun_anew_holds_nothing_old(self, pair):
@@ -411,7 +431,7 @@ class TestPages:
         page.take()
         large = pair.append(3, "large")
         page.skip()
-        page.put(b"\xa1x", 0.4)
+        put(page, b"\xa1x", 0.4)
         assert pair.supervisor.read(is_over=True) == [answers(1, 2), large, answers(4)]
 
     def test_records_of_the_worker_itself_stay_at_both_ends(self, pair):
@@ -422,12 +442,12 @@ class TestPages:
         pair.ledger.append(NO_LEASE, codec.encode(BROKEN), acked=0)
         assert pair.supervisor.read(is_over=True)[-1] == BROKEN
 
-    def test_what_does_not_fit_is_refused_and_a_gap_always_fits(self, pair):
+    def test_there_is_always_room_for_a_gap(self, pair):
         page = pair.ledger.page(1, acked=0)
         large = b"\xda\xff\xff" + b"x" * 0xFFFF
-        count = 0
-        while page.put(large, 0.0):
-            count += 1
+        while page.position + len(large) <= page.end:
+            put(page, large)
+        count = page.count
         page.take()
         page.skip(CHUNK_ITEMS - count)
         (found,) = pair.supervisor.read(is_over=True)
@@ -439,17 +459,17 @@ class TestPages:
     def test_taken_is_what_was_not_taken_yet(self, pair):
         page = pages_of(pair, 1, 2)
         assert page.take() == (0, struct.pack("=2d", 0.1, 0.2), b"\xa1x\xa1x")
-        page.put(b"\xa1y", 0.3)
+        put(page, b"\xa1y", 0.3)
         assert page.take() == (2, struct.pack("=d", 0.3), b"\xa1y")
         assert page.take() == (3, b"", b"")
 
     @pytest.mark.parametrize("count", [CHUNK_ITEMS + 1, 2**63])
     def test_garbage_in_a_page_is_no_answer(self, pair, count):
         page = pages_of(pair, 1)
-        page._head[1] = count
+        page.head[1] = count
         assert pair.supervisor.read(is_over=True) == []
-        page._head[1] = 1
-        page._memory[page._start] = 0xC1
+        page.head[1] = 1
+        page.memory[page._start] = 0xC1
         assert pair.supervisor.read(is_over=True) == []
 
     def test_memory_is_as_large_as_the_answers(self, pair):
@@ -465,39 +485,344 @@ class TestPages:
         assert pair.supervisor.read(is_over=True)[0] == answers(2, 3)
 
 
-class TestClaimsOfChunks:
-    def send(self, pair, first, count, acked=0):
-        pair.supervisor.grant(range(first, first + count))
-        pair.claims.add(Chunk(first, ("p",) * count, acked))
+def send_chunk(pair, first, count, acked=0):
+    pair.supervisor.grant_chunk(range(first, first + count))
+    pair.claims.add(Chunk(first, ("p",) * count, acked))
 
+
+class TestClaimsOfChunksByThePipe:
     def test_each_prompt_is_claimed_by_itself(self, pair):
-        self.send(pair, 1, 4)
+        send_chunk(pair, 1, 4)
         assert pair.claims.claim() == Chunk(1, ("p",) * 4, 0)
-        assert pair.claims.claim_up_to(4) == 2
+        assert pair.claims.claim_next(2, 4, [0]) == 2
         assert pair.supervisor.take_back() == [3, 4]
-        assert pair.claims.claim_up_to(4) == 0
+        assert pair.claims.claim_next(3, 4, [0]) == 0
 
     def test_one_of_the_next_chunk_is_kept_for_it(self, pair):
-        self.send(pair, 1, 4)
+        send_chunk(pair, 1, 4)
         pair.claims.claim()
         assert pair.supervisor.take_back() == [2, 3, 4]
-        self.send(pair, 5, 2, acked=1)
-        assert pair.claims.claim_up_to(4) == 0
+        send_chunk(pair, 5, 2, acked=1)
+        assert pair.claims.claim_next(2, 4, [0]) == 0
         assert pair.claims.is_committed
         assert pair.claims.claim().number == 5
-        assert pair.claims.claim_up_to(6) == 6
+        assert pair.claims.claim_next(6, 6, [0]) == 6
         assert pair.claims.acked == 1
 
     def test_one_further_on_in_the_same_chunk_is_claimed(self, pair):
-        self.send(pair, 1, 4)
+        send_chunk(pair, 1, 4)
         pair.claims.claim()
         os.read(pair.supervisor.grants_r, 16)
-        assert pair.claims.claim_up_to(4) == 4
+        assert pair.claims.claim_next(2, 4, [0]) == 4
 
     def test_all_that_waits_is_taken_back_at_once(self, pair):
-        self.send(pair, 1, CHUNK_ITEMS)
-        self.send(pair, 1 + CHUNK_ITEMS, CHUNK_ITEMS)
+        send_chunk(pair, 1, CHUNK_ITEMS)
+        send_chunk(pair, 1 + CHUNK_ITEMS, CHUNK_ITEMS)
         assert pair.supervisor.take_back() == list(range(1, 2 * CHUNK_ITEMS + 1))
+
+    def test_the_control_block_always_tells_to_ask(self, pair):
+        assert pair.ledger.page(1, acked=0).control[0] != pair.claims.revision
+
+
+class TestClaimsOfChunksInMemory:
+    @pytest.fixture
+    def pair(self):
+        pair = Pair(barrier=self.at_barrier)
+        self.meanwhile = []
+        yield pair
+        pair.supervisor.close()
+
+    def at_barrier(self):
+        for step in self.meanwhile:
+            step()
+
+    def begin(self, pair, first, count, done):
+        """The worker has begun a chunk, and counted so many answers."""
+        send_chunk(pair, first, count)
+        assert pair.claims.claim().number == first
+        return pages_of(pair, *range(first, first + done)) if done else None
+
+    def claim(self, pair, page, lease, last):
+        """What the worker does after each answer; the lease that it runs then, or 0."""
+        if page.control[0] == pair.claims.revision:
+            return lease
+        return pair.claims.claim_next(lease, last, page.control)
+
+    def test_one_that_waits_as_a_whole_is_taken_back_as_a_whole(self, pair):
+        send_chunk(pair, 1, 3)
+        send_chunk(pair, 4, 3)
+        assert pair.supervisor.take_back() == [1, 2, 3, 4, 5, 6]
+        assert pair.claims.claim() is None
+        assert pair.supervisor.take_back() == []
+
+    def test_of_one_that_was_claimed_and_not_begun_the_first_is_kept(self, pair):
+        self.begin(pair, 1, 4, done=0)
+        assert pair.supervisor.take_back() == [2, 3, 4]
+        page = pages_of(pair, 1)
+        assert self.claim(pair, page, 2, 4) == 0
+
+    def test_the_one_that_is_counted_as_next_is_kept(self, pair):
+        page = self.begin(pair, 1, 5, done=2)
+        assert pair.supervisor.take_back() == [4, 5]
+        assert self.claim(pair, page, 3, 5) == 3
+        put(page, b"\xa1x")
+        assert self.claim(pair, page, 4, 5) == 0
+        assert self.claim(pair, page, 6, 7) == 6, "that was granted later"
+
+    def test_one_that_is_counted_as_next_a_moment_too_late_is_not(self, pair):
+        page = self.begin(pair, 1, 5, done=1)
+        assert pair.supervisor.take_back() == [3, 4, 5]
+        put(page, b"\xa1x")
+        assert self.claim(pair, page, 3, 5) == 0
+
+    def test_one_that_is_counted_before_the_barrier_ends_is_kept(self, pair):
+        page = self.begin(pair, 1, 5, done=1)
+        self.meanwhile = [lambda: put(page, b"\xa1x")]
+        assert pair.supervisor.take_back() == [4, 5]
+        assert self.claim(pair, page, 3, 5) == 3
+
+    def test_what_waits_behind_it_comes_with_it_in_order(self, pair):
+        self.begin(pair, 1, 3, done=1)
+        pair.send(4, 5)
+        send_chunk(pair, 6, 2)
+        assert pair.supervisor.take_back() == [3, 4, 5, 6, 7]
+
+    def test_of_one_that_is_done_nothing_is_left(self, pair):
+        page = self.begin(pair, 1, 3, done=3)
+        assert pair.supervisor.take_back() == []
+        assert page.control[0] == 0, "nor is there anything to look at"
+        send_chunk(pair, 4, 2)
+        assert pair.supervisor.take_back() == [4, 5]
+
+    def test_what_was_taken_back_once_is_not_taken_again(self, pair):
+        page = self.begin(pair, 1, 5, done=1)
+        assert pair.supervisor.take_back() == [3, 4, 5]
+        send_chunk(pair, 6, 3, acked=1)
+        assert pair.supervisor.take_back() == [6, 7, 8]
+        assert pair.supervisor.take_back() == []
+        send_chunk(pair, 9, 3, acked=1)
+        put(page, b"\xa1x")
+        assert self.claim(pair, page, 3, 5) == 0
+        assert pair.claims.claim().number == 9
+        assert self.claim(pair, page, 10, 11) == 10
+
+    @pytest.mark.parametrize("count", [1, 2, 3, 4])
+    def test_each_chunk_is_found_in_its_page(self, pair, count):
+        for first in range(1, 3 * count, 3):
+            self.begin(pair, first, 3, done=0)
+            page = pair.ledger.page(first, acked=first - 1)
+            put(page, b"\xa1x")
+            if first < 3 * count - 2:
+                put(page, b"\xa1x")
+                put(page, b"\xa1x")
+        assert pair.supervisor.take_back() == [3 * count]
+        send_chunk(pair, 100, 2, acked=3 * count - 1)
+        assert pair.supervisor.take_back() == [100, 101]
+        assert pair.supervisor.take_back() == []
+
+    def test_of_one_whose_page_is_used_again_nothing_is_taken(self, pair):
+        self.begin(pair, 1, 3, done=3)
+        page = self.begin(pair, 4, 3, done=1)
+        assert pair.supervisor.take_back() == [6]
+        put(page, b"\xa1x")
+        pair.claims.acked = 5
+        send_chunk(pair, 7, 3)
+        assert pair.claims.claim().number == 7
+        pages_of(pair, 7, acked=5)
+        assert pair.supervisor.take_back() == [9]
+        assert pair.supervisor.take_back() == []
+
+    def test_a_decision_about_nothing_stops_nobody(self, pair):
+        """The worker claims the last one while the supervisor takes back: nothing is left."""
+        page = self.begin(pair, 1, 3, done=1)
+        self.meanwhile = [lambda: put(page, b"\xa1x")]
+        assert pair.supervisor.take_back() == []
+        put(page, b"\xa1x")
+        page = self.begin(pair, 4, 3, done=1)
+        assert page.control[REVISION] == 1
+        assert self.claim(pair, page, 5, 6) == 5
+        assert pair.claims.revision == 1
+
+    def test_what_was_decided_is_there_before_it_is_said_to_be(self, pair, monkeypatch):
+        page = self.begin(pair, 1, 3, done=1)
+        words = []
+        write = pair.supervisor._write
+
+        def watched(*values):
+            write(*values)
+            words.append(tuple(page.control[:4]))
+
+        monkeypatch.setattr(pair.supervisor, "_write", watched)
+        pair.supervisor.take_back()
+        assert words == [(1, 0, 0, 0), (1, 0, 2, 3), (1, 1, 2, 3)]
+
+    def test_an_undecided_one_is_waited_for(self, pair, monkeypatch):
+        page = self.begin(pair, 1, 5, done=1)
+        control = page.control
+
+        class Pause:
+            def wait(self, timeout):
+                waits.append(timeout)
+                pair.supervisor._write(REVISION, 1)
+                pair.supervisor._write(KEPT, 2, 5)
+                pair.supervisor._write(DECIDED, 1)
+
+        waits = []
+        monkeypatch.setattr(worker_ledger.threading, "Event", Pause)
+        pair.supervisor._write(REVISION, 1)
+        assert pair.claims.claim_next(2, 5, control) == 2
+        assert pair.claims.claim_next(3, 5, control) == 0
+        assert len(waits) == 1
+
+    def test_half_of_the_next_decision_is_not_taken_for_one(self, monkeypatch):
+        """The supervisor begins to write the next one while the worker reads."""
+        reads = iter(
+            [
+                (REVISION, 1),
+                (DECIDED, 1),
+                (KEPT, 2),
+                (END_OF_CUT, 19),
+                (REVISION, 2),
+                (REVISION, 2),
+                (DECIDED, 2),
+                (KEPT, 12),
+                (END_OF_CUT, 19),
+                (REVISION, 2),
+            ]
+        )
+
+        class Control:
+            def __getitem__(self, word):
+                expected, value = next(reads)
+                assert word == expected
+                return value
+
+        class Pause:
+            def wait(self, timeout):
+                pass
+
+        monkeypatch.setattr(worker_ledger.threading, "Event", Pause)
+        claims = Claims(-1, is_in_memory=True)
+        assert claims.claim_next(12, 19, Control()) == 12
+
+
+class ChunksWalk(RuleBasedStateMachine):
+    """Chunks are granted, run and taken back, step by step on both sides, in any order.
+
+    The worker's steps may come between any two of the supervisor's.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.pair = Pair(barrier=self.steps_between)
+        write = self.pair.supervisor._write
+
+        def write_between(word, *values):
+            self.steps_between()
+            write(word, *values)
+
+        self.pair.supervisor._write = write_between
+        self.between = iter(())
+        self.next = 1
+        self.on_their_way = []
+        self.sizes = []
+        self.page = None
+        self.running = self.last = 0
+        self.has_counted = False
+        self.acked = 0
+        self.ran = []
+        self.taken = []
+
+    def steps_between(self):
+        for _ in range(next(self.between, 0)):
+            self.step()
+
+    def open_chunks(self):
+        return sum(last > self.acked for last in self.sizes)
+
+    @precondition(lambda self: self.open_chunks() < PAGES)
+    @rule(count=st.integers(1, 9))
+    def grant_chunk(self, count):
+        numbers = range(self.next, self.next + count)
+        self.next += count
+        self.sizes.append(numbers[-1])
+        self.pair.supervisor.grant_chunk(numbers)
+        self.on_their_way.append(Chunk(numbers[0], ("p",) * count, self.acked))
+
+    @rule(count=st.integers(1, 3))
+    def grant(self, count):
+        numbers = range(self.next, self.next + count)
+        self.next += count
+        self.on_their_way.append(self.pair.grant(*numbers))
+
+    @rule(between=st.lists(st.integers(0, 4), min_size=4, max_size=4))
+    def take_back(self, between):
+        self.between = iter(between)
+        taken = self.pair.supervisor.take_back()
+        self.between = iter(())
+        self.taken += taken
+        assert taken == sorted(taken)
+        last = max(set(range(1, self.next)) - set(self.taken), default=0)
+        self.sizes = [min(size, last) for size in self.sizes]
+
+    @rule()
+    def acknowledge(self):
+        """The supervisor hears of all that is counted."""
+        done = [lease for lease in self.ran if lease != self.running or self.has_counted]
+        self.acked = max(done, default=0)
+
+    @rule(count=st.integers(1, 12))
+    def work(self, count):
+        for _ in range(count):
+            self.step()
+
+    def step(self):
+        """The worker's next step: hear, claim, count, look."""
+        claims = self.pair.claims
+        if not self.running:
+            self.begin()
+        elif not self.has_counted:
+            put(self.page, b"\xa1x")
+            self.has_counted = True
+        elif self.running == self.last:
+            self.running = 0
+        else:
+            control, lease = self.page.control, self.running + 1
+            if control[REVISION] != claims.revision:
+                if control[REVISION] != control[DECIDED]:
+                    return  # it would wait
+                lease = claims.claim_next(lease, self.last, control)
+            self.run(lease)
+
+    def begin(self):
+        if self.on_their_way:
+            self.pair.claims.add(self.on_their_way.pop(0))
+        message = self.pair.claims.claim()
+        if isinstance(message, Chunk):
+            self.page = self.pair.ledger.page(message.number, acked=self.pair.claims.acked)
+            self.last = message.number + len(message.prompts) - 1
+            self.run(message.number)
+        elif message is not None:
+            self.ran.append(message.number)
+
+    def run(self, lease):
+        self.running, self.has_counted = lease, False
+        if lease:
+            self.ran.append(lease)
+
+    @invariant()
+    def nobody_has_what_the_other_has(self):
+        assert not set(self.ran) & set(self.taken)
+        assert self.ran == sorted(set(self.ran))
+
+    def teardown(self):
+        self.work(4 * self.next)
+        assert sorted(self.ran + self.taken) == list(range(1, self.next))
+        self.pair.supervisor.close()
+
+
+TestChunksWalk = ChunksWalk.TestCase
+TestChunksWalk.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
 
 
 def test_both_sides_let_go_of_everything(pair):

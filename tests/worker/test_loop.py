@@ -119,10 +119,10 @@ class FakeChannel:
 class Office:
     """A desk and everything around it."""
 
-    def __init__(self, max_bytes=10**6):
+    def __init__(self, max_bytes=10**6, barrier=None):
         self.channel = FakeChannel()
-        self.shared = supervisor_ledger.Ledger()
-        self.claims = Claims(self.shared.grants_r)
+        self.shared = supervisor_ledger.Ledger(barrier)
+        self.claims = Claims(self.shared.grants_r, is_in_memory=barrier is not None)
         self.desk = loop.Desk(self.channel, self.claims, Ledger(self.shared.outcomes), max_bytes)
         self.next = 1
 
