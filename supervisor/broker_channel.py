@@ -118,27 +118,24 @@ class Router:
         self._is_dry = not int(self._socket.getsockopt(_EVENTS)) & _POLLIN
         return not self._is_dry
 
-    def frames(self) -> list[bytes] | None:
-        """Take all frames of one message; ``None`` if none is there."""
-        parts = self.parts()
-        return None if parts is None else [part.bytes for part in parts]
-
-    def parts(self) -> list[zmq.Frame] | None:
-        """Take the same as zmq has them."""
+    def frames(self) -> tuple[list[bytes], zmq.Frame] | None:
+        """Take all frames of one message, and the last as zmq has it; ``None`` if none is there."""
         # After a wake-up something is there; else to ask is cheaper than to try and fail.
         if not (self._is_woken or self.has_input()):
             return None
         self._is_woken = False
         socket = self._socket
-        # A frame tells by itself whether more follow; to ask the socket takes twice as long.
         try:
-            parts = [socket.recv(_NOBLOCK, copy=False)]
+            frames = [socket.recv(_NOBLOCK)]  # who sends; at least one more follows
         except zmq.Again:  # it was about something else
             self._is_dry = True
             return None
-        while parts[-1].more:
-            parts.append(socket.recv(_NOBLOCK, copy=False))
-        return parts
+        while True:
+            # It tells by itself whether more follow; to ask the socket takes twice as long.
+            frame = socket.recv(_NOBLOCK, copy=False)
+            frames.append(frame.bytes)
+            if not frame.more:
+                return frames, frame
 
     def send(self, envelope: public.Envelope, data: bytes) -> bool:
         """Queue a message; ``False`` if the peer is gone, or lets more wait than it may."""
@@ -181,8 +178,8 @@ class BrokerChannel(Router):
 
         ``None`` if nothing is there.
         """
-        frames = self.frames()
-        return None if frames is None else public_codec.read(frames, public_codec.BROKER)
+        received = self.frames()
+        return None if received is None else public_codec.read(received[0], public_codec.BROKER)
 
     def close(self) -> None:
         """Close and remove the endpoint; what was sent just before still reaches its peers."""

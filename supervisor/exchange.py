@@ -21,7 +21,6 @@ from typing import Protocol, TypeAlias
 from soloist.protocol import public, public_codec
 from soloist.protocol.content import Map
 from soloist.protocol.errors import SlowReader, SoloistError
-from soloist.protocol.messages import Answer
 from soloist.supervisor.control import ControlRequest
 from soloist.supervisor.inbox import Inbox
 from soloist.supervisor.outcomes import Scope
@@ -261,11 +260,8 @@ class Exchange(ReplySink):
         if len(self.envelope) == 1:  # a REQ socket hears nothing but the outcome
             self.send(public_codec.encode(question))
 
-    def _result(
-        self, request: Request, answer: Answer, duration_ms: int, messages: bytes
-    ) -> public.Result:
-        result = super()._result(request, answer, duration_ms, messages)
-        return result._replace(attempts=request.attempts, worker=request.worker)
+    def _attempts(self, request: Request) -> tuple[int, int]:
+        return request.attempts, request.worker
 
 
 Asked: TypeAlias = Exchange | Call

@@ -10,20 +10,20 @@ nobody else waiting.
 from __future__ import annotations
 
 import functools
-import selectors
 from collections.abc import Callable
 
 from soloist.supervisor.broker import Broker
 from soloist.supervisor.broker_channel import BrokerChannel, PeerContext
 from soloist.supervisor.front import Front
 from soloist.supervisor.request import Request
+from soloist.supervisor.wakes import Wakes
 
 
 class Fronts:
     """All fronts of one Supervisor.
 
     Args:
-        selector: tells when a socket was readable; calls what it is given as ``data``.
+        wakes: tells when a socket was readable.
         endpoint_of: the address for a session's number.
         max_sockets: most sockets at a time.
         max_frame_bytes: largest frame that a peer may send.
@@ -36,7 +36,7 @@ class Fronts:
 
     def __init__(
         self,
-        selector: selectors.BaseSelector,
+        wakes: Wakes,
         endpoint_of: Callable[[int], str],
         *,
         max_sockets: int,
@@ -47,7 +47,7 @@ class Fronts:
         submit: Callable[[Request], None],
         cancel: Callable[[Request], None],
     ) -> None:
-        self._selector = selector
+        self._wakes = wakes
         self._endpoint_of = endpoint_of
         self._max_frame_bytes = max_frame_bytes
         self._max_payload_bytes = max_payload_bytes
@@ -78,16 +78,14 @@ class Fronts:
             on_sent=self._wet.add,
             timeout_s=self._timeout_s,
         )
-        self._selector.register(
-            channel.fileno(), selectors.EVENT_READ, functools.partial(self.wake, front)
-        )
+        self._wakes.add(channel.fileno(), functools.partial(self.wake, front))
         self._all.add(front)
         self._wet.add(front)
         return front
 
     def shut(self, front: Front) -> None:
         """Close one."""
-        self._selector.unregister(front.channel.fileno())
+        self._wakes.remove(front.channel.fileno())
         self._all.discard(front)
         self._wet.discard(front)
         front.channel.close()

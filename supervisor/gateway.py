@@ -146,6 +146,13 @@ class Gateway:
             public.ControlReply: self._control_reply,
             public.Interrupt: self._interrupt,
         }
+        self._acts: Mapping[type, Callable[[Peer, public.Envelope, Any], object]] = {
+            public.Query: self._query,
+            public.Ping: lambda peer, envelope, _: peer.send(envelope, _PONG),
+            public.Status: self._status,
+            **dict.fromkeys(self._calls, self._call),
+            **dict.fromkeys(self._words, self._word),
+        }
 
     # -- on the thread's turns -----------------------------------------------------------------
 
@@ -169,25 +176,29 @@ class Gateway:
         """Read what peers say, and do some of it: for ``OBEY_S``, or the first."""
         self._peers.drop_lost()
         now = self._clock()
-        if not self._arrivals:  # who comes first need not wait until others have been read
-            self._serve_first(now)
+        # Who comes first need not wait until others have been read.
+        if not (self._arrivals or self._serve_first(now)):
+            return
         for place, channel in enumerate(self._channels):
             self._read(place, channel, now)
+        if not self._arrivals:
+            return
         now, spent_s = self._clock(), self._processor_clock()
         until = now + OBEY_S
         while self._arrivals and now < until:
             key, received = self._arrivals.next()
             now, spent_s = self._serve(key, received, now, spent_s)
 
-    def _serve_first(self, now: float) -> None:
-        """Do what one peer says that nobody was before."""
+    def _serve_first(self, now: float) -> bool:
+        """Do what one peer says that nobody was before; whether there is one."""
         for place, channel in enumerate(self._channels):
             if (received := channel.receive()) is not None:
                 key = (place, received[0][0])
                 if self._is_heard(key, received[0], now):
                     self._arrivals.served(key)
                     self._serve(key, received, now, self._processor_clock())
-                return
+                return True
+        return False
 
     def _serve(
         self, key: Key, received: tuple[list[bytes], str], now: float, spent_s: float
@@ -263,19 +274,14 @@ class Gateway:
 
     def _obey(self, peer: Peer, envelope: public.Envelope, message: public.FromClient) -> None:
         """Do what one message says."""
-        if isinstance(message, public.Query):
-            self._query(peer, envelope, message)
-        elif isinstance(message, public.Ping):
-            peer.send(envelope, _PONG)
-        elif isinstance(message, public.Status):
-            self._status(peer, envelope, message)
-        elif isinstance(message, public.Open | public.Close | public.Command):
-            self._call(peer, envelope, message)
-        else:
-            try:
-                self._words[type(message)](peer, message)
-            except SoloistError as error:
-                _refuse(peer.channel, envelope, None, error)
+        self._acts[type(message)](peer, envelope, message)
+
+    def _word(self, peer: Peer, envelope: public.Envelope, message: public.FromClient) -> None:
+        """Do what has no answer."""
+        try:
+            self._words[type(message)](peer, message)
+        except SoloistError as error:
+            _refuse(peer.channel, envelope, None, error)
 
     def _greet(self, key: Key, curve_key: str, hello: public.Hello, peer: Peer | None) -> None:
         place, address = key
@@ -334,6 +340,8 @@ class Gateway:
     ) -> bool:
         """Whether that id has come before: then who sends it again waits for it, or has it now."""
         found = self._outcomes.find(peer.scope, known_id)
+        if found is Unknown.NEW and resent is None:  # nearly always
+            return False
         match found:
             case bytes():
                 peer.send(envelope, found)

@@ -116,11 +116,11 @@ class GatewayChannel(Router):
 
     def receive(self) -> tuple[list[bytes], str] | None:
         """One message: its frames, and the sender's key (may be empty)."""
-        parts = self.parts()
-        if parts is None:
+        received = self.frames()
+        if received is None:
             return None
-        key = str(parts[-1].get("User-Id")) if self._has_keys else ""
-        return [part.bytes for part in parts], key
+        frames, last = received
+        return frames, str(last.get("User-Id")) if self._has_keys else ""
 
     def close(self) -> None:
         """Close; what was sent just before still reaches its peers."""

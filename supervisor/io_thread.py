@@ -12,7 +12,6 @@ in bounded time once told to.
 from __future__ import annotations
 
 import contextlib
-import selectors
 import signal
 import threading
 import time
@@ -44,6 +43,7 @@ from soloist.supervisor.process import (
 from soloist.supervisor.request import POOL, Request
 from soloist.supervisor.results import Stats, WorkerStats
 from soloist.supervisor.shutdown import Phase, Shutdown
+from soloist.supervisor.wakes import Wakes
 from soloist.supervisor.workers import Workers
 
 FRAME_ROOM_BYTES = 1024 * 1024
@@ -192,7 +192,8 @@ class IOThread:
         ends.callback(self._forkserver.stop, HELPER_STOP_S)
         self._channel = Channel(self._folder.endpoint, max_bytes=max_frame_bytes)
         ends.callback(self._channel.close)
-        self._selector = ends.enter_context(selectors.DefaultSelector())
+        self._wakes = Wakes()
+        ends.callback(self._wakes.close)
         outputs = Outputs(self._journal)
         ends.callback(outputs.close)
         self._forkserver.hand_output_to(
@@ -203,9 +204,9 @@ class IOThread:
             (self._channel.fileno(), self._channel.wake),
             (outputs.fileno(), outputs.read),
         ):
-            self._selector.register(source, selectors.EVENT_READ, wake)
+            self._wakes.add(source, wake)
         self._fronts = Fronts(
-            self._selector,
+            self._wakes,
             self._folder.session_endpoint,
             max_sockets=self._sessions.max_sessions,
             max_frame_bytes=max_frame_bytes,
@@ -229,7 +230,7 @@ class IOThread:
         ends.callback(spawner.join, HELPER_STOP_S)
         ends.callback(self._forkserver.stop, HELPER_STOP_S)
         ends.callback(spawner.close)
-        self.workers.open(self._selector, self._channel, outputs, spawner)
+        self.workers.open(self._wakes, self._channel, outputs, spawner)
 
     def _turn(self) -> None:
         """One turn: take in what there is, decide, then sleep until there is more.
@@ -250,11 +251,10 @@ class IOThread:
             return
         if not (is_busy or self.inbox.may_sleep()):
             return
-        ready = self._selector.select(0 if is_busy else self._timeout())
+        ready = self._wakes.wait(0 if is_busy else self._timeout())
         self.inbox.has_woken()
         self._look_at = time.monotonic() + _LOOK_EVERY_S
-        for key, _ in ready:
-            key.data()
+        self._wakes.call(ready)
 
     def _has_input(self) -> bool:
         """Whether something has come that no descriptor will report."""
@@ -336,7 +336,7 @@ class IOThread:
         """Have a service run on this thread until its end."""
         self._ends.callback(service.close)
         for source, wake in service.sources():
-            self._selector.register(source, selectors.EVENT_READ, wake)
+            self._wakes.add(source, wake)
         self._services.append(service)
 
     def submit(self, request: Request) -> None:

@@ -120,10 +120,14 @@ class ReplySink(abc.ABC):
             answer.text,
             answer.num_turns,
             duration_ms,
-            None,
-            None,
+            *self._attempts(request),
             messages,
         )
+
+    def _attempts(self, request: Request) -> tuple[int | None, int | None]:
+        """How often it was tried, and by which worker; nothing that a session's peers are told."""
+        del request
+        return None, None
 
     def _error(self, request: Request, error: SoloistError) -> public.Error:
         return public.Error(self.id, request.order or None, to_info(error))

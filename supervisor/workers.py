@@ -11,7 +11,6 @@ has been read; what one fork said is never taken for the word of another.
 from __future__ import annotations
 
 import itertools
-import selectors
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -84,6 +83,7 @@ from soloist.supervisor.process import Spawner, WorkerProcess
 from soloist.supervisor.reports import Reports
 from soloist.supervisor.request import Request
 from soloist.supervisor.spares import Spares
+from soloist.supervisor.wakes import Wakes
 from soloist.supervisor.watch import Watch
 
 Crew: TypeAlias = Pool | Broker
@@ -179,7 +179,7 @@ class Workers:
 
     def open(
         self,
-        selector: selectors.BaseSelector,
+        wakes: Wakes,
         channel: Channel,
         outputs: Outputs,
         spawner: Spawner,
@@ -187,12 +187,12 @@ class Workers:
         """Begin; nothing else may be called before.
 
         Args:
-            selector: what it is given as ``data`` is called when there is something to read.
+            wakes: tells when there is something to read.
             channel: the socket to all workers.
             outputs: what workers print.
             spawner: starts processes.
         """
-        self._selector = selector
+        self._wakes = wakes
         self._channel = channel
         self._outputs = outputs
         self._spawner = spawner
@@ -432,7 +432,7 @@ class Workers:
             (process.fileno(), lambda: self._exited(process)),
             (process.lane.fileno(), lambda: self._channel.wake_lane(process)),
         ):
-            self._selector.register(source, selectors.EVENT_READ, wake)
+            self._wakes.add(source, wake)
         self._outputs.add(process.output)
         self.reports.worker(number, events.WORKER_SPAWNED, pid=process.pid)
         crew = self._crew(number)
@@ -457,8 +457,8 @@ class Workers:
 
     def _exited(self, process: WorkerProcess) -> None:
         """A process has ended: read all it left, then let its crew decide."""
-        self._selector.unregister(process.fileno())
-        self._selector.unregister(process.lane.fileno())
+        self._wakes.remove(process.fileno())
+        self._wakes.remove(process.lane.fileno())
         self._channel.wake_lane(process)
         while (received := self._channel.receive()) is not None:
             self._take(received)

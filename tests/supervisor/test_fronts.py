@@ -1,12 +1,13 @@
 """The sockets of shared sessions: a report that comes too late, and who is looked at when."""
 
-import selectors
+import contextlib
 from pathlib import Path
 
 import pytest
 import zmq
 
 from soloist.supervisor.fronts import Fronts
+from soloist.supervisor.wakes import Wakes
 
 
 class FakeBroker:
@@ -17,9 +18,9 @@ class FakeBroker:
 
 @pytest.fixture
 def fronts(tmp_path):
-    with selectors.DefaultSelector() as selector:
+    with contextlib.closing(Wakes()) as wakes:
         made = Fronts(
-            selector,
+            wakes,
             lambda number: f"ipc://{tmp_path}/s{number}",
             max_sockets=4,
             max_frame_bytes=10_000,

@@ -76,10 +76,11 @@ def test_an_answer_may_be_an_error(inbox):
 def test_after_the_end_everything_is_refused():
     inbox = Inbox()
     late, answer = request(), inbox.ask(lambda: 5)
+    outcomes = late.sink.outcomes
     inbox.submit([late])
     inbox.is_closed.set()
     inbox.close()
-    assert [type(outcome) for outcome in late.sink.outcomes] == [SupervisorClosed]
+    assert [type(outcome) for outcome in outcomes] == [SupervisorClosed]
     assert isinstance(answer.exception(0), SupervisorClosed)
     assert isinstance(inbox.ask(lambda: 5).exception(0), SupervisorClosed)
     with pytest.raises(SupervisorClosed):
