@@ -25,7 +25,7 @@ _REGISTER_GLOBAL_EXPEDITED = 1 << 2
 
 def find() -> Callable[[], None] | None:
     """Give what executes a barrier, if this machine has it and memory needs no other care."""
-    if sys.platform != "linux" or not STORES_IN_ORDER:
+    if sys.platform != "linux" or not STORES_IN_ORDER or sys.maxsize < 1 << 32:
         return None
     call = ctypes.CDLL(None, use_errno=True).syscall
     needed = _GLOBAL_EXPEDITED | _REGISTER_GLOBAL_EXPEDITED

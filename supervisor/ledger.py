@@ -104,8 +104,11 @@ class Ledger:
             assert self._barrier is not None
             self._revision += 1
             self._write(ledger.REVISION, self._revision)
-            self._barrier()
-            claimed = self._claimed(chunk)
+            try:
+                self._barrier()
+                claimed = self._claimed(chunk)
+            except OSError:  # this process may no longer ask for one: the chunk has to run
+                claimed = chunk[-1]
             self._write(ledger.KEPT, claimed, chunk[-1])
             self._write(ledger.DECIDED, self._revision)
         else:
@@ -124,7 +127,7 @@ class Ledger:
 
     def _read(self, at: int) -> int:
         data = os.pread(self.outcomes, ledger.WORD_BYTES, at)
-        return int(_NUMBER.unpack(data)[0]) if data else 0
+        return int(_NUMBER.unpack(data)[0]) if len(data) == ledger.WORD_BYTES else 0
 
     def _write(self, word: int, *values: int) -> None:
         data = struct.pack(f"={len(values)}Q", *values)

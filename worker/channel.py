@@ -66,6 +66,10 @@ class Channel:
         self._socket.close()
         self._context.term()
 
+    def disown(self) -> None:
+        """In a fork of this process: say nothing on the lane; ZeroMQ sees to its own side."""
+        self._lane.close()
+
     def sources(self) -> list[tuple[int, Callable[[], None]]]:
         """Descriptors, and what to call when one is readable, before ``receive_nowait``.
 

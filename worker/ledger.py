@@ -8,6 +8,7 @@ says that it was taken back; an outcome is in the ledger before it is sent. See
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import struct
@@ -51,6 +52,10 @@ class Claims:
         self.acked = max(self.acked, run.acked)
         for lease in (run,) if type(run) is Chunk else run.leases:  # type: ignore[union-attr]
             self._arrived[lease.number] = lease
+
+    def disown(self) -> None:
+        """In a fork of this process: nothing is claimed here, ever."""
+        self._grants = -1
 
     def __len__(self) -> int:
         return len(self._arrived)
@@ -163,6 +168,13 @@ class Page:
         """Highest lease that it holds."""
         return self._lease + self.count - 1
 
+    def disown(self) -> None:
+        """In a fork of this process: whoever touches it fails."""
+        for view in (self.head, self.durations, self._times, self.control):
+            view.release()
+        with contextlib.suppress(BufferError):  # the other page has not let go of it yet
+            self.memory.close()
+
     def begin(self, lease: int) -> None:
         """Forget what it holds; what comes is for the leases from this one on."""
         self.head[1] = 0
@@ -216,6 +228,12 @@ class Ledger:
         self._pages.append(page)
         page.begin(lease)
         return page
+
+    def disown(self) -> None:
+        """In a fork of this process: whoever writes fails."""
+        self._file = -1
+        for page in self._pages:
+            page.disown()
 
     def clear(self) -> None:
         """Leave nothing for whoever comes next; this object is of no use after it."""

@@ -83,6 +83,16 @@ class Desk:
         self._outbox_bytes = 0
         self._flushed = 0.0
 
+    def disown(self) -> None:
+        """In a fork of this process, of the client's making: it is no worker.
+
+        One that comes back from the client's code fails here, before it has told or changed
+        anything.
+        """
+        self.claims.disown()
+        self._ledger.disown()
+        self.channel.disown()
+
     def claim(self) -> Lease | Chunk | None:
         """The next lease to run, or chunk to begin with, if there is one.
 

@@ -117,16 +117,23 @@ def run(config: WorkerConfig, *, grants: int, outcomes: int, lane: int) -> int:
     """
     _become_worker(config)
     with Channel(config.endpoint, config.identity, lane) as channel:
-        while True:
+
+        def new_desk() -> loop.Desk:
             claims = Claims(grants, is_in_memory=config.claims_in_memory)
-            desk = loop.Desk(channel, claims, Ledger(outcomes), config.max_payload_bytes)
-            end = _serve(config, desk)
-            if end is not End.MAY_STAY:
-                return int(end is End.FAILED)
+            return loop.Desk(channel, claims, Ledger(outcomes), config.max_payload_bytes)
+
+        def disown() -> None:
+            desk.disown()
+
+        desk = new_desk()
+        os.register_at_fork(after_in_child=disown)
+        while (end := _serve(config, desk)) is End.MAY_STAY:
             desk.leave()
             if (reuse := _next_order(channel)) is None:
                 return 0
             config = dataclasses.replace(config, restore=reuse.restore)
+            desk = new_desk()
+        return int(end is End.FAILED)
 
 
 def _serve(config: WorkerConfig, desk: loop.Desk) -> End:

@@ -6,6 +6,7 @@ import collections
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -22,9 +23,19 @@ from soloist import (
     SupervisorClosed,
     WorkerLost,
 )
+from soloist.supervisor import barrier
 from tests.support import eventually
 
 COUNT = 6000
+
+
+@pytest.fixture(autouse=True, params=["in memory", "by the pipe"])
+def claims(request, monkeypatch):
+    """How prompts of a chunk are claimed."""
+    if request.param == "by the pipe":
+        monkeypatch.setattr(barrier, "find", lambda: None)
+    elif barrier.find() is None:
+        pytest.skip("no barrier on this machine")
 
 
 def quick(prompt: str) -> str:
@@ -116,13 +127,13 @@ def test_workers_that_are_killed_at_any_time_cost_one_each_and_nothing_runs_twic
     with Supervisor(size=2, client=Marking(tmp_path / "calls"), max_restarts=1000) as sup:
         sup.map([f"w{i}" for i in range(3000)])
         found: list = []
-        names = prompts(40_000)
+        names = prompts(120_000)
         thread = threading.Thread(
             target=lambda: found.extend(sup.map(names, return_exceptions=True))
         )
         thread.start()
         while thread.is_alive():
-            thread.join(chance.uniform(0.005, 0.05))
+            thread.join(chance.uniform(0.002, 0.02))
             pids = [w.pid for w in sup.stats().workers if w.answered and w.pid]
             if thread.is_alive() and pids and kills < 30:
                 try:
@@ -138,6 +149,35 @@ def test_workers_that_are_killed_at_any_time_cost_one_each_and_nothing_runs_twic
     calls = Marking.calls(tmp_path / "calls")
     assert max(calls.values()) == 1
     assert set(names) - set(calls) <= set(lost)
+
+
+def leave_a_fork_that(ends) -> str:
+    """Fork; the child does that, in the client's code, and comes back out of it."""
+    child = os.fork()
+    if not child:
+        return ends()
+    os.waitpid(child, 0)
+    return "forked"
+
+
+@pytest.mark.parametrize(
+    "ends", [lambda: "returned", fail, sys.exit], ids=["returns", "raises", "exits"]
+)
+@pytest.mark.parametrize("is_chunk", [True, False], ids=["of a chunk", "single"])
+def test_a_fork_that_comes_back_is_no_worker(tmp_path, ends, is_chunk):
+    """It would run what follows a second time, and give its answers to the wrong prompts."""
+    path = tmp_path / "calls"
+    client = Marking(path, p1234=lambda: leave_a_fork_that(ends))
+    names = prompts()
+    with Supervisor(size=2, client=client) as sup:
+        if is_chunk:
+            sup.map([f"w{i}" for i in range(3000)])
+            texts = [r.text for r in sup.map(names)]
+        else:
+            names = names[1230:1240]
+            texts = [sup.submit(name).result(20).text for name in names]
+    assert texts == ["forked" if name == "p1234" else name for name in names]
+    assert Marking.calls(path) == dict.fromkeys(names, 1)
 
 
 def test_a_slow_prompt_holds_nobody_up(tmp_path):

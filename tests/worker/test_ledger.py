@@ -632,6 +632,27 @@ class TestClaimsOfChunksInMemory:
         assert pair.supervisor.take_back() == [9]
         assert pair.supervisor.take_back() == []
 
+    @pytest.mark.parametrize("size", [0, 4, 8, 68, 76, 100])
+    def test_of_a_file_that_user_code_has_cut_short_the_first_is_kept(self, pair, size):
+        self.begin(pair, 1, 4, done=2)
+        os.ftruncate(pair.supervisor.outcomes, size)
+        assert pair.supervisor.take_back()[-1] == 4
+
+    def test_if_there_is_no_barrier_any_more_the_chunk_runs_to_its_end(self, pair):
+        page = self.begin(pair, 1, 4, done=1)
+
+        def refuse():
+            raise PermissionError(1, "membarrier")
+
+        self.meanwhile = [refuse]
+        assert pair.supervisor.take_back() == []
+        for lease in (3, 4):
+            put(page, b"\xa1x")
+            assert self.claim(pair, page, lease, 4) == lease
+        self.meanwhile = []
+        send_chunk(pair, 5, 2)
+        assert pair.supervisor.take_back() == [5, 6]
+
     def test_a_decision_about_nothing_stops_nobody(self, pair):
         """The worker claims the last one while the supervisor takes back: nothing is left."""
         page = self.begin(pair, 1, 3, done=1)
