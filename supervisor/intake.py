@@ -146,7 +146,8 @@ class Intake:
             InvalidOptions: ``timeout_s`` is no number of seconds.
             SupervisorClosed: closed.
         """
-        limits.check_seconds(timeout_s=timeout_s)
+        if timeout_s is not None:
+            limits.check_seconds(timeout_s=timeout_s)
         stream = Stream(self._stream_buffer_bytes)
         request = self.request(prompt, stream, 0, timeout_s, is_streamed=True, session=session)
         if on_control is not None:

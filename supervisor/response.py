@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
 
-from soloist.protocol import codec
+from soloist.protocol import codec, public_codec
 from soloist.protocol.content import Message, is_result
 from soloist.protocol.errors import SoloistError
 from soloist.protocol.messages import Answer
@@ -118,7 +118,10 @@ class Response(Iterator[Message]):
             return
         if isinstance(outcome, SoloistError):
             raise outcome
-        if isinstance(outcome, Answer):
+        if isinstance(outcome, Answer) and outcome.messages:
+            for data in public_codec.split(outcome.messages, self._count):  # most often none
+                yield codec.decode_message(data)
+        elif isinstance(outcome, Answer):  # of a bare callable, which has none of its own
             yield from Result.of(self.request, outcome).messages[self._count :]
 
 
