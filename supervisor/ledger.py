@@ -15,6 +15,7 @@ finished; it outlives the worker. See :mod:`soloist.protocol.ledger` for its lay
 
 from __future__ import annotations
 
+import array
 import itertools
 import os
 import platform
@@ -56,7 +57,7 @@ class Ledger:
 
     def grant(self, numbers: Sequence[int]) -> None:
         """Let the worker run these leases; comes before they are sent."""
-        os.write(self._grants_w, struct.pack(f"={len(numbers)}Q", *numbers))
+        os.write(self._grants_w, array.array("Q", numbers))
 
     def grant_chunk(self, numbers: range) -> None:
         """Let the worker run these leases, which it gets as one chunk; as ``grant``."""
