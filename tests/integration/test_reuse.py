@@ -246,6 +246,17 @@ class TestEnd:
                 pids = [first.stats().pid, second.stats().pid]
             eventually(lambda: sum(map(psutil.pid_exists, pids)) == 1)
 
+    def test_one_for_which_there_is_no_room_by_then_is_told_to_exit(self, monkeypatch, caplog):
+        """Others came between the word that it may stay and its word that it can."""
+        room = iter([True])
+        monkeypatch.setattr(spares.Spares, "has_room", property(lambda _: next(room, False)))
+        with caplog.at_level(logging.INFO), Supervisor(1, client=UntidyEcho) as sup:
+            before = pid_after(sup, "hello")
+            eventually(lambda: not psutil.pid_exists(before))
+        events = [getattr(record, "event", "") for record in caplog.records]
+        assert "worker.exited" in events
+        assert "worker.killed" not in events
+
     @pytest.mark.parametrize("is_stopped", [False, True], ids=["well", "hung"])
     def test_none_is_left_when_the_supervisor_closes(self, is_stopped):
         with Supervisor(1, client=UntidyEcho) as sup:
