@@ -198,3 +198,12 @@ class LedgerWalk(RuleBasedStateMachine):
 
 TestLedgerWalk = LedgerWalk.TestCase
 TestLedgerWalk.settings = settings(max_examples=40, stateful_step_count=15)
+
+
+def test_the_parts_of_the_file_follow_each_other():
+    words = (ledger.REVISION, ledger.DECIDED, ledger.KEPT, ledger.END_OF_CUT)
+    assert ledger.page_at(0) == ledger.CONTROL_BYTES > max(words) * ledger.WORD_BYTES
+    for page in range(ledger.PAGES):
+        assert ledger.page_at(page) % ledger.WORD_BYTES == 0, "a word is stored at once"
+        assert ledger.page_at(page + 1) - ledger.page_at(page) == ledger.PAGE_BYTES
+    assert ledger.page_at(ledger.PAGES) == ledger.RECORDS_AT
