@@ -15,6 +15,7 @@ import msgpack
 
 from soloist.protocol import codec
 from soloist.protocol.errors import to_info
+from soloist.protocol.ledger import REVISION
 from soloist.protocol.messages import Answer, Chunk, Failure
 from soloist.worker.clients import function
 from soloist.worker.ledger import Claims, Page
@@ -75,7 +76,7 @@ def run(desk: Desk, chunk: Chunk, call: Callable[[Any], Any]) -> None:
             else:
                 aside = Answer(number + count, now - before, text, 1, b"")
         before = now
-        if aside is not None or now >= send_at or control[0] != claims.revision:
+        if aside is not None or now >= send_at or control[REVISION] != claims.revision:
             page.count, page.position = count, position
             _pause(desk, page, number, aside, is_due=now >= send_at)
             if now >= send_at:
@@ -106,7 +107,7 @@ def _go_on(desk: Desk, page: Page, chunk: Chunk, prompts: Iterator[str]) -> bool
     """Claim the next prompt, or one further on; whether there is one."""
     lease = chunk.number + page.count
     last = chunk.number + len(chunk.prompts) - 1
-    if page.control[0] == desk.claims.revision or lease > last:
+    if page.control[REVISION] == desk.claims.revision or lease > last:
         return True
     claimed = desk.claims.claim_next(lease, last, page.control)
     if claimed > lease:  # those between were taken back just now
